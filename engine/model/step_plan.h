@@ -1,0 +1,56 @@
+// The flat message that rank 0 broadcasts for one forward pass, and the record every rank returns.
+//
+// A plan is self-contained: it carries the block table of each of its sequences, so workers keep no
+// request state. Rows of one sequence are consecutive, in position order; positions are implied
+// (start + index). Encode/Decode are the wire form (same-endian, versioned); Decode checks every
+// count and index, so that a damaged message is an error, not a crash. Pure data, no threads.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/types.h"
+
+namespace metattn {
+
+enum class StepKind : std::uint32_t { kForward = 1, kStop = 2 };
+
+struct StepSequence {
+  std::uint64_t id =
+      0;  // unique per sequence while it lives (state of later mechanisms hangs on it)
+  std::int32_t start = 0;            // position of the first row of this step
+  std::int32_t rows = 0;             // tokens of this step
+  std::vector<std::int32_t> blocks;  // block ids covering positions 0 .. start + rows - 1
+};
+
+struct StepPlan {
+  StepKind kind = StepKind::kForward;
+  std::uint64_t step = 0;
+  std::vector<StepSequence> sequences;
+  std::vector<std::int32_t> tokens;      // [T] token ids, sequence after sequence
+  std::vector<std::uint8_t> route;       // [T] Mechanism forced for the row (kFull or kLocal)
+  std::vector<std::int32_t> logit_rows;  // rows whose logits rank 0 needs, ascending
+
+  std::vector<std::byte> Encode() const;
+  static absl::StatusOr<StepPlan> Decode(std::span<const std::byte> message);
+};
+
+// One per rank and step; fixed layout, sent as bytes.
+struct StepResult {
+  std::uint64_t step = 0;
+  double step_seconds = 0;
+  double attention_seconds = 0;  // near, far, merge, append
+  double wait_seconds = 0;       // waiting for other ranks in collectives
+  double transfer_seconds = 0;
+  std::int64_t attention_bytes_read = 0;   // counted per (row, KV head), whatever a tile shares
+  std::int64_t attention_bytes_dense = 0;  // the same rows, all of them full
+  std::int64_t eligible_rows = 0;          // (row, KV head, layer) whose far span is not empty
+  std::int64_t full_rows = 0;              // of those, routed to full
+  std::int64_t local_rows = 0;
+};
+
+}  // namespace metattn

@@ -1,0 +1,232 @@
+// The one interface of compute backends: coarse ops on device memory, a few dozen virtual calls per
+// layer and step.
+//
+// Bodies: kernels/ref (plain loops: the definition of correct), kernels/cpu (SIMD chosen at start),
+// kernels/cuda. Every op is enqueued on the given stream; shapes are checked by CHECK (a wrong
+// shape is our own bug, files and requests are checked long before). Sizes of zero (no rows, no
+// heads, empty lists) are allowed everywhere and do nothing. Activations are f32 on CPUs. K and V
+// are stored in pages as bf16 and read only as stored. Ownership: Matrix belongs to the caller and
+// must outlive its use. Thread safety: one caller at a time per instance (a rank has one); an
+// instance may run its own threads. Batch independence: with Options.deterministic each output row
+// depends on its own inputs only, bit for bit, whatever else is in the batch.
+//
+// Notation: T rows (tokens of the step), D hidden size, H local KV heads, g query heads per KV
+// head, d head size.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/device.h"
+#include "kernels/types.h"
+
+namespace metattn {
+
+// A weight packed by a backend for its own ops: y = x W^T, W [rows, cols], one output value per row
+// of W.
+class Matrix {
+ public:
+  virtual ~Matrix() = default;
+  virtual std::int64_t rows() const = 0;
+  virtual std::int64_t cols() const = 0;
+  // Bytes that one multiplication with a single row of x reads.
+  virtual std::int64_t bytes() const = 0;
+};
+
+// Consecutive rows of W as they lie in a file: row r starts at data + r * row_stride_bytes and
+// holds `cols` values.
+struct MatrixPart {
+  DType dtype = DType::kF32;
+  const std::byte* data = nullptr;
+  std::int64_t rows = 0;
+  std::int64_t row_stride_bytes = 0;
+};
+
+struct EmbedArgs {
+  const Matrix* table = nullptr;  // [rows, D]: this rank's slice of the vocabulary
+  std::int64_t first_id = 0;      // token id of the table's row 0; other ranks' ids give zeros
+  View ids;                       // [T] i32
+  View out;                       // [T, D] f32
+  std::int64_t tokens = 0;
+};
+
+struct NormArgs {
+  View residual;  // [T, D] f32, in and out: residual += delta
+  View delta;     // [T, D] f32 or absent
+  View weight;    // [D] f32
+  View out;       // [T, D] f32 = residual / sqrt(mean(residual^2) + eps) * weight
+  std::int64_t tokens = 0;
+  std::int64_t dim = 0;
+  float eps = 1e-5f;
+};
+
+struct LinearArgs {
+  const Matrix* weight = nullptr;  // [N, K]
+  View x;                          // [T, K] f32
+  View bias;                       // [N] f32 or absent
+  View out;                        // [T, N] f32
+  std::int64_t tokens = 0;
+};
+
+// Pages of one layer on one rank. Page (block b, KV head h) starts at base + (b * block_stride + h)
+// * PageBytes(d).
+struct PageTable {
+  View base;
+  std::int64_t block_stride = 0;  // pages from one block to the next (layers * H)
+  int heads = 0;                  // H
+  int head_dim = 0;               // d
+};
+
+// The rows of a step as attention sees them. Rows of one sequence are consecutive and in position
+// order.
+struct AttentionRows {
+  std::int64_t tokens = 0;  // T
+  int sequences = 0;        // S
+  View position;            // [T] i32
+  View sequence;            // [T] i32: index into the step's sequences
+  View row_begin;    // [S + 1] i32: rows of sequence s are row_begin[s] .. row_begin[s + 1] - 1
+  View near_begin;   // [T] i32: the near window is [max(near_begin, sinks), position]
+  View far_end;      // [T] i32: the far span is [sinks, far_end); eligible iff far_end > sinks
+  View table_begin;  // [S + 1] i32: block ids of sequence s lie at blocks[table_begin[s]..]
+  View blocks;       // i32
+  int sinks = 0;     // s: positions 0 .. s-1 belong to every near partial
+};
+
+struct RopeAppendArgs {
+  AttentionRows rows;
+  PageTable pages;
+  int group = 1;        // g
+  View qkv;             // [T, (H*g + 2*H) * d] f32: q heads, then k heads, then v heads
+  View q_norm, k_norm;  // [d] f32 or absent: RMSNorm of each head before RoPE
+  float norm_eps = 1e-6f;
+  View cos_sin;              // [positions, rotary_dim / 2, 2] f32: (cos, sin), scaling included
+  int rotary_dim = 0;        // even, <= d; dimensions past it are left alone
+  bool interleaved = false;  // pairs (2i, 2i+1) as in GGUF's llama, else (i, i + rotary_dim/2)
+  View q;                    // out [T, H*g, d] f32, rotated, not scaled
+};
+
+// What local, full and linear decide: one byte per (row, KV head), values of Mechanism.
+struct ForcedRouteArgs {
+  AttentionRows rows;
+  int heads = 0;
+  View route;      // [T] u8: Mechanism per row (the request's policy)
+  View decisions;  // out [T, H] u8; a row that is not eligible gets kLocal
+};
+
+// Rows of each KV head that one mechanism must serve, in ascending row order, without gaps.
+struct WorkList {
+  View rows;                  // [H, capacity] i32
+  View counts;                // [H] i32
+  std::int64_t capacity = 0;  // >= T
+};
+
+struct CompactArgs {
+  AttentionRows rows;
+  int heads = 0;
+  Mechanism mechanism = Mechanism::kFull;
+  View decisions;   // [T, H] u8
+  WorkList list;    // out
+  View far_tokens;  // [H] i64, in and out: += sum of (far_end - sinks) over the listed rows
+};
+
+// Partial triple of a softmax over a subset of positions: m = max score, l = sum exp(score - m),
+// o = sum exp(score - m) v. Empty: m = -inf, l = 0, o = 0. Two merge by rescaling to the larger m.
+struct Partial {
+  View o;  // [T, H*g, d] f32
+  View m;  // [T, H*g] f32
+  View l;  // [T, H*g] f32
+};
+
+struct NearArgs {
+  AttentionRows rows;
+  PageTable pages;
+  int group = 1;
+  float scale = 1.0f;  // score = scale * q.k
+  View q;              // [T, H*g, d] f32
+  Partial out;
+};
+
+struct FarFullArgs {
+  AttentionRows rows;
+  PageTable pages;
+  int group = 1;
+  float scale = 1.0f;
+  View q;  // [T, H*g, d] f32
+  WorkList list;
+  Partial
+      partial;  // in and out: merged with [sinks, far_end), span by span on the kSpanTokens grid
+};
+
+struct NormalizeArgs {
+  Partial partial;
+  std::int64_t tokens = 0;
+  int heads = 0;  // H*g
+  int head_dim = 0;
+  View out;  // [T, H*g*d] f32 = o / l
+};
+
+struct SwiGluArgs {
+  View gate_up;  // [T, 2F] f32: gate, then up
+  View out;      // [T, F] f32 = silu(gate) * up
+  std::int64_t tokens = 0;
+  std::int64_t dim = 0;  // F
+};
+
+struct GatherArgs {
+  View x;     // [T, D] f32
+  View rows;  // [n] i32
+  View out;   // [n, D] f32
+  std::int64_t count = 0;
+  std::int64_t dim = 0;
+};
+
+class Kernels {
+ public:
+  virtual ~Kernels() = default;
+
+  virtual std::string_view name() const = 0;  // "ref", "cpu"
+  virtual std::string_view isa() const = 0;   // "scalar", "avx2", "avx512", ...
+  virtual int threads() const = 0;
+  virtual Device& device() = 0;
+
+  // Bytes of one page: kBlockTokens keys and values of one head, in the backend's own layout.
+  virtual std::int64_t PageBytes(int head_dim) const = 0;
+
+  // Packs W from the parts stacked in order, each with the same number of columns (a multiple of
+  // its type's block). Copies: the parts may go afterwards. Quantised parts stay quantised.
+  // RESOURCE_EXHAUSTED when memory ends.
+  virtual absl::StatusOr<std::unique_ptr<Matrix>> Pack(std::span<const MatrixPart> parts,
+                                                       std::int64_t cols) = 0;
+
+  virtual void Embed(const EmbedArgs& args, Stream& stream) = 0;
+  virtual void Norm(const NormArgs& args, Stream& stream) = 0;
+  virtual void Linear(const LinearArgs& args, Stream& stream) = 0;
+  virtual void RopeAppend(const RopeAppendArgs& args, Stream& stream) = 0;
+  virtual void ForcedRoute(const ForcedRouteArgs& args, Stream& stream) = 0;
+  virtual void Compact(const CompactArgs& args, Stream& stream) = 0;
+  virtual void Near(const NearArgs& args, Stream& stream) = 0;
+  virtual void FarFull(const FarFullArgs& args, Stream& stream) = 0;
+  virtual void Normalize(const NormalizeArgs& args, Stream& stream) = 0;
+  virtual void SwiGlu(const SwiGluArgs& args, Stream& stream) = 0;
+  virtual void Gather(const GatherArgs& args, Stream& stream) = 0;
+};
+
+struct KernelsOptions {
+  std::string backend = "cpu";  // "ref" or "cpu"
+  std::string
+      isa;  // cpu only: "avx2", "avx512", ...; empty: METATTN_CPU_ISA, else the best there is
+  int threads = 1;             // including the caller
+  bool deterministic = false;  // every row through batch-independent kernels
+  bool spin = true;  // threads spin briefly before they sleep; false when threads exceed the cores
+};
+
+// INVALID_ARGUMENT for an unknown backend or ISA and for one this machine lacks; the message lists
+// what there is.
+absl::StatusOr<std::unique_ptr<Kernels>> MakeKernels(const KernelsOptions& options);
+
+}  // namespace metattn

@@ -1,0 +1,81 @@
+// What ranks say to each other: tensors on Buffers and Streams, small control messages in host
+// memory.
+//
+// Bodies: local (ranks as threads of one process, complete), mpi. NCCL joins later with the same
+// contract. Every rank must issue the same operations in the same order with the same counts. A
+// tensor operation is enqueued on the stream (a CPU body may complete inline). Deadlines: an
+// operation that has started but not finished within Options.deadline_s means a peer is lost or
+// wedged: a watchdog logs rank, operation and seconds and ends the process with kPeerLostExit,
+// because a blocked collective cannot be taken back (the local body returns DEADLINE_EXCEEDED
+// instead). After an error the communicator is dead: every later call returns the same error.
+// Thread safety: one caller at a time per rank.
+// Costs, R ranks, n bytes: AllReduceSum 2n(R-1)/R bytes per rank; ordered: n(R-1) received per
+// rank; GatherV: the sum of the counts at the root; control messages: one small message per peer.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/device.h"
+#include "kernels/types.h"
+
+namespace metattn {
+
+inline constexpr int kPeerLostExit = 75;
+
+// Since the last TakeStats. Waiting for the last rank and moving data are told apart, because a
+// slow peer and a slow link are different faults.
+struct CommStats {
+  double wait_seconds = 0;
+  double transfer_seconds = 0;
+  std::int64_t bytes = 0;
+  std::int64_t calls = 0;
+};
+
+struct CommOptions {
+  double deadline_s = 30;  // one tensor operation or one control message after its start
+  bool ordered_sum =
+      false;         // AllReduceSum adds in rank order, bitwise equal on every rank and every run
+  bool spin = true;  // false: waiting yields or sleeps (more threads than cores)
+};
+
+class Communicator {
+ public:
+  virtual ~Communicator() = default;
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+  virtual std::string_view transport()
+      const = 0;  // "none" (one rank), "threads", "mpi/shared memory", "mpi/tcp"
+
+  // In place: data[i] = sum over ranks of data[i], f32.
+  [[nodiscard]] virtual absl::Status AllReduceSum(View data, std::int64_t count,
+                                                  Stream& stream) = 0;
+
+  // Root's recv holds every rank's `counts[r]` f32 values one after another; counts are the same on
+  // every rank. Other ranks pass an empty recv.
+  [[nodiscard]] virtual absl::Status GatherV(View send, View recv,
+                                             std::span<const std::int64_t> counts, int root,
+                                             Stream& stream) = 0;
+
+  // Rank 0's message reaches every rank; `message` is resized on the others. Receivers may wait for
+  // ever and cost next to nothing meanwhile (they sleep); they notice a message within 0.5 ms. The
+  // deadline runs from its arrival.
+  [[nodiscard]] virtual absl::Status Broadcast(std::vector<std::byte>& message) = 0;
+
+  // Rank 0 receives size() records of `record.size()` bytes in rank order; others pass an empty
+  // `all`.
+  [[nodiscard]] virtual absl::Status GatherRecords(std::span<const std::byte> record,
+                                                   std::span<std::byte> all) = 0;
+
+  [[nodiscard]] virtual absl::Status Barrier() = 0;
+
+  virtual CommStats TakeStats() = 0;
+};
+
+}  // namespace metattn

@@ -1,0 +1,19 @@
+// Ranks as threads of one process: a full Communicator, so that distributed logic is tested without
+// mpirun.
+//
+// MakeLocalCommunicators(n) returns the n ends; each belongs to one thread. They share state that
+// goes with the last. A rank that is missing (or whose end is destroyed) makes the others return
+// DEADLINE_EXCEEDED or ABORTED naming it.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "parallel/communicator.h"
+
+namespace metattn {
+
+std::vector<std::unique_ptr<Communicator>> MakeLocalCommunicators(int size,
+                                                                  const CommOptions& options);
+
+}  // namespace metattn
