@@ -66,7 +66,7 @@ struct NormArgs {
 };
 
 struct LinearArgs {
-  const Matrix* weight = nullptr;  // [N, K]
+  const Matrix* weight = nullptr;  // [N, K]; K = 0 gives the bias, or zeros
   View x;                          // [T, K] f32
   View bias;                       // [N] f32 or absent
   View out;                        // [T, N] f32

@@ -1,0 +1,331 @@
+#include "engine/model/transformer.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+
+#include "absl/strings/str_format.h"
+#include "engine/model/perturbation.h"
+#include "engine/model/routed_attention.h"
+#include "engine/model/step_batch.h"
+#include "engine/model/weights.h"
+
+namespace metattn {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Activations of the largest step, [rows, width] f32 each.
+struct Scratch {
+  Buffer residual, hidden, delta;  // D
+  Buffer qkv;                      // (H*g + 2H) * d
+  Buffer attention;                // H*g*d
+  Buffer gate_up, ffn;             // 2F, F
+  Buffer picked;                   // D, rows of the logits
+  Buffer logits;                   // V of this rank
+  Buffer all_logits;               // rank 0 of several: V
+};
+
+struct Widths {
+  std::int64_t qkv, attention, ffn, vocab;
+};
+
+Widths WidthsOf(const ModelConfig& c, const Slice& s) {
+  const std::int64_t d = c.head_dim;
+  return {(s.heads() * c.group() + 2 * s.heads()) * d, s.heads() * c.group() * d,
+          s.ffn_end - s.ffn_begin, s.vocab_end - s.vocab_begin};
+}
+
+std::int64_t ActivationBytes(const ModelConfig& c, const Slice& s, const TransformerOptions& o,
+                             bool gathers) {
+  const Widths w = WidthsOf(c, s);
+  const std::int64_t per_row = 3 * c.hidden + w.qkv + w.attention + 3 * w.ffn;
+  const std::int64_t per_logit_row = c.hidden + w.vocab + (gathers ? c.vocab : 0);
+  return 4 * (o.max_batch_tokens * per_row + o.max_logit_rows * per_logit_row);
+}
+
+RoutedAttentionShape AttentionShape(const ModelConfig& c, const Slice& s,
+                                    const TransformerOptions& o) {
+  return {c.layers, s.heads(), o.max_batch_tokens, o.blocks, o.max_context};
+}
+
+class DenseTransformer final : public Transformer {
+ public:
+  DenseTransformer(const ModelConfig& config, std::span<const Slice> slices,
+                   const TransformerOptions& options, Kernels& kernels, Communicator& comm)
+      : config_(config),
+        slices_(slices.begin(), slices.end()),
+        slice_(slices_[comm.rank()]),
+        options_(options),
+        kernels_(kernels),
+        comm_(comm),
+        widths_(WidthsOf(config, slice_)),
+        perturbation_(options.perturb, options.perturb_seed) {}
+
+  absl::Status Init(const Checkpoint& checkpoint);
+  absl::Status Forward(const StepPlan& plan, std::vector<float>* logits,
+                       StepResult* result) override;
+
+  std::int64_t weight_bytes() const override { return weights_.bytes_per_step(); }
+  std::int64_t page_bytes() const override { return attention_->page_bytes(); }
+
+ private:
+  absl::Status AllocateScratch();
+  absl::Status Reduce(View x, std::uint64_t place);
+  absl::Status Embed();
+  absl::Status Layer(int index);
+  absl::Status Logits(std::vector<float>* logits);
+  absl::Status CollectLogits(std::vector<float>* logits);
+  absl::Status Fill(const StepPlan& plan, StepResult* result);
+  std::int64_t rows() const { return batch_->rows().tokens; }
+
+  ModelConfig config_;
+  std::vector<Slice> slices_;
+  Slice slice_;
+  TransformerOptions options_;
+  Kernels& kernels_;
+  Communicator& comm_;
+  Widths widths_;
+  Perturbation perturbation_;
+  Weights weights_;
+  Scratch scratch_;
+  std::unique_ptr<Stream> stream_;
+  std::unique_ptr<StepBatch> batch_;
+  std::unique_ptr<RoutedAttention> attention_;
+  std::vector<std::int32_t> positions_;  // of the step's rows, for the perturbation only
+  std::vector<std::pair<int, int>> attention_marks_;
+};
+
+absl::Status DenseTransformer::Init(const Checkpoint& checkpoint) {
+  absl::StatusOr<std::unique_ptr<Stream>> stream = kernels_.device().NewStream();
+  if (!stream.ok()) return stream.status();
+  stream_ = *std::move(stream);
+  absl::StatusOr<Weights> weights = Weights::Load(checkpoint, config_, slice_, kernels_);
+  if (!weights.ok()) return weights.status();
+  weights_ = *std::move(weights);
+  const StepBatchLimits limits = {.max_rows = options_.max_batch_tokens,
+                                  .max_sequences = options_.max_sequences,
+                                  .max_logit_rows = options_.max_logit_rows,
+                                  .max_context = options_.max_context,
+                                  .blocks = options_.blocks,
+                                  .vocab = config_.vocab,
+                                  .window = options_.window,
+                                  .sinks = options_.sinks};
+  absl::StatusOr<std::unique_ptr<StepBatch>> batch = StepBatch::Create(limits, kernels_.device());
+  if (!batch.ok()) return batch.status();
+  batch_ = *std::move(batch);
+  absl::StatusOr<std::unique_ptr<RoutedAttention>> attention =
+      RoutedAttention::Create(config_, AttentionShape(config_, slice_, options_), kernels_);
+  if (!attention.ok()) return attention.status();
+  attention_ = *std::move(attention);
+  return AllocateScratch();
+}
+
+absl::Status DenseTransformer::AllocateScratch() {
+  const std::int64_t rows = options_.max_batch_tokens, picked = options_.max_logit_rows;
+  const bool gathers = comm_.rank() == 0 && comm_.size() > 1;
+  const struct {
+    Buffer* buffer;
+    std::int64_t values;
+  } wanted[] = {
+      {&scratch_.residual, rows * config_.hidden},
+      {&scratch_.hidden, rows * config_.hidden},
+      {&scratch_.delta, rows * config_.hidden},
+      {&scratch_.qkv, rows * widths_.qkv},
+      {&scratch_.attention, rows * widths_.attention},
+      {&scratch_.gate_up, rows * 2 * widths_.ffn},
+      {&scratch_.ffn, rows * widths_.ffn},
+      {&scratch_.picked, picked * config_.hidden},
+      {&scratch_.logits, picked * widths_.vocab},
+      {&scratch_.all_logits, gathers ? picked * config_.vocab : 0},
+  };
+  for (const auto& w : wanted) {
+    absl::StatusOr<Buffer> buffer =
+        kernels_.device().Allocate(static_cast<std::size_t>(w.values) * 4);
+    if (!buffer.ok()) return buffer.status();
+    *w.buffer = *std::move(buffer);
+  }
+  return absl::OkStatus();
+}
+
+// Sums a [T, D] activation over the ranks. `place` numbers the sums of a step for the perturbation.
+absl::Status DenseTransformer::Reduce(View x, std::uint64_t place) {
+  if (comm_.size() > 1) {
+    if (absl::Status s = comm_.AllReduceSum(x, rows() * config_.hidden, *stream_); !s.ok())
+      return s;
+  }
+  return perturbation_.Apply(x, positions_, config_.hidden, place, kernels_.device(), *stream_);
+}
+
+absl::Status DenseTransformer::Embed() {
+  kernels_.Embed({weights_.embedding.get(),
+                  slice_.vocab_begin,
+                  batch_->token_ids(),
+                  {&scratch_.residual},
+                  rows()},
+                 *stream_);
+  return Reduce({&scratch_.residual}, 0);
+}
+
+// residual, delta -> residual + delta; leaves the layer's MLP output in delta for the next norm.
+absl::Status DenseTransformer::Layer(int index) {
+  const LayerWeights& w = weights_.layers[index];
+  const View residual = {&scratch_.residual}, hidden = {&scratch_.hidden},
+             delta = {&scratch_.delta};
+  const View qkv = {&scratch_.qkv}, attention = {&scratch_.attention};
+  const View bias = w.qkv_bias.bytes() == 0 ? View{} : View{&w.qkv_bias};
+  auto norm = [&](const Buffer& weight, View add) {
+    kernels_.Norm({residual, add, {&weight}, hidden, rows(), config_.hidden, config_.norm_eps},
+                  *stream_);
+  };
+
+  norm(w.attn_norm, index == 0 ? View{} : delta);
+  if (slice_.heads() > 0) {
+    kernels_.Linear({w.qkv.get(), hidden, bias, qkv, rows()}, *stream_);
+    const int begin = stream_->Mark();
+    attention_->Layer(index, w, *batch_, qkv, attention, *stream_);
+    attention_marks_.emplace_back(begin, stream_->Mark());
+  }
+  kernels_.Linear({w.attn_output.get(), attention, {}, delta, rows()}, *stream_);
+  if (absl::Status s = Reduce(delta, 2 * index + 1); !s.ok()) return s;
+
+  norm(w.ffn_norm, delta);
+  kernels_.Linear({w.gate_up.get(), hidden, {}, {&scratch_.gate_up}, rows()}, *stream_);
+  kernels_.SwiGlu({{&scratch_.gate_up}, {&scratch_.ffn}, rows(), widths_.ffn}, *stream_);
+  kernels_.Linear({w.down.get(), {&scratch_.ffn}, {}, delta, rows()}, *stream_);
+  return Reduce(delta, 2 * index + 2);
+}
+
+absl::Status DenseTransformer::Logits(std::vector<float>* logits) {
+  const int count = batch_->logit_count();
+  if (logits != nullptr) logits->clear();
+  if (count == 0) return absl::OkStatus();
+  kernels_.Norm({{&scratch_.residual},
+                 {&scratch_.delta},
+                 {&weights_.output_norm},
+                 {&scratch_.hidden},
+                 rows(),
+                 config_.hidden,
+                 config_.norm_eps},
+                *stream_);
+  kernels_.Gather(
+      {{&scratch_.hidden}, batch_->logit_rows(), {&scratch_.picked}, count, config_.hidden},
+      *stream_);
+  kernels_.Linear({&weights_.output(), {&scratch_.picked}, {}, {&scratch_.logits}, count},
+                  *stream_);
+  if (comm_.size() > 1) return CollectLogits(logits);
+  logits->resize(static_cast<std::size_t>(count) * config_.vocab);
+  kernels_.device().CopyOut({&scratch_.logits}, logits->data(), logits->size() * 4, *stream_);
+  return stream_->Synchronize();
+}
+
+// Rank 0 receives each rank's [count, V_r] and lays the columns side by side.
+absl::Status DenseTransformer::CollectLogits(std::vector<float>* logits) {
+  const std::int64_t count = batch_->logit_count();
+  std::vector<std::int64_t> sizes;
+  for (const Slice& s : slices_) sizes.push_back(count * (s.vocab_end - s.vocab_begin));
+  const View all = comm_.rank() == 0 ? View{&scratch_.all_logits} : View{};
+  if (absl::Status s = comm_.GatherV({&scratch_.logits}, all, sizes, 0, *stream_); !s.ok())
+    return s;
+  if (comm_.rank() != 0) return stream_->Synchronize();
+  std::vector<float> gathered(static_cast<std::size_t>(count) * config_.vocab);
+  kernels_.device().CopyOut(all, gathered.data(), gathered.size() * 4, *stream_);
+  if (absl::Status s = stream_->Synchronize(); !s.ok()) return s;
+  logits->resize(gathered.size());
+  const float* from = gathered.data();
+  for (const Slice& s : slices_) {
+    const std::int64_t width = s.vocab_end - s.vocab_begin;
+    for (std::int64_t row = 0; row < count; ++row, from += width) {
+      std::memcpy(logits->data() + row * config_.vocab + s.vocab_begin, from,
+                  width * sizeof(float));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status DenseTransformer::Fill(const StepPlan& plan, StepResult* result) {
+  absl::StatusOr<RoutedAttention::Totals> totals = attention_->EndStep(*stream_);
+  if (!totals.ok()) return totals.status();
+  if (result == nullptr) return absl::OkStatus();
+  const std::int64_t shards = std::int64_t{config_.layers} * slice_.heads();
+  const std::int64_t token_bytes = std::int64_t{config_.head_dim} * 2 * 2;  // K and V, bf16
+  const ReadCounts& counts = batch_->counts();
+  const CommStats comm = comm_.TakeStats();
+  *result = StepResult{};
+  result->step = plan.step;
+  for (const auto& [begin, end] : attention_marks_) {
+    result->attention_seconds += stream_->SecondsBetween(begin, end);
+  }
+  result->wait_seconds = comm.wait_seconds;
+  result->transfer_seconds = comm.transfer_seconds;
+  result->attention_bytes_read = (shards * counts.near_tokens + totals->far_tokens) * token_bytes;
+  result->attention_bytes_dense = shards * counts.dense_tokens * token_bytes;
+  result->eligible_rows = shards * counts.eligible_rows;
+  result->full_rows = totals->full_rows;
+  result->local_rows = result->eligible_rows - totals->full_rows;
+  return absl::OkStatus();
+}
+
+absl::Status DenseTransformer::Forward(const StepPlan& plan, std::vector<float>* logits,
+                                       StepResult* result) {
+  const Clock::time_point start = Clock::now();
+  stream_->ResetMarks();
+  attention_marks_.clear();
+  comm_.TakeStats();
+  if (absl::Status s = batch_->Load(plan, *stream_); !s.ok()) return s;
+  positions_.clear();
+  if (perturbation_.active()) {
+    for (const StepSequence& s : plan.sequences) {
+      for (std::int32_t i = 0; i < s.rows; ++i) positions_.push_back(s.start + i);
+    }
+  }
+  attention_->BeginStep(*stream_);
+  if (absl::Status s = Embed(); !s.ok()) return s;
+  for (int i = 0; i < config_.layers; ++i) {
+    if (absl::Status s = Layer(i); !s.ok()) return s;
+  }
+  if (absl::Status s = Logits(logits); !s.ok()) return s;
+  if (absl::Status s = Fill(plan, result); !s.ok()) return s;
+  if (result != nullptr) {
+    result->step_seconds = std::chrono::duration<double>(Clock::now() - start).count();
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Create(
+    const Checkpoint& checkpoint, const ModelConfig& config, std::span<const Slice> slices,
+    const TransformerOptions& options, Kernels& kernels, Communicator& comm) {
+  if (static_cast<int>(slices.size()) != comm.size()) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("%d slices for %d ranks", static_cast<int>(slices.size()), comm.size()));
+  }
+  TransformerOptions resolved = options;
+  if (resolved.max_context == 0) resolved.max_context = config.max_positions;
+  if (resolved.max_context > config.max_positions) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("--max-model-len %d: the model was made for %d", resolved.max_context,
+                        config.max_positions));
+  }
+  auto transformer = std::make_unique<DenseTransformer>(config, slices, resolved, kernels, comm);
+  if (absl::Status s = transformer->Init(checkpoint); !s.ok()) return s;
+  return transformer;
+}
+
+absl::StatusOr<MemoryNeed> EstimateMemory(const Checkpoint& checkpoint, const ModelConfig& config,
+                                          const Slice& slice, const TransformerOptions& options) {
+  absl::StatusOr<std::int64_t> weights = StoredBytes(checkpoint, config, slice);
+  if (!weights.ok()) return weights.status();
+  TransformerOptions resolved = options;
+  if (resolved.max_context == 0) resolved.max_context = config.max_positions;
+  MemoryNeed need;
+  need.weights = *weights;
+  need.scratch = ActivationBytes(config, slice, resolved, slice.vocab_begin == 0) +
+                 RoutedAttention::ScratchBytes(config, AttentionShape(config, slice, resolved));
+  const std::int64_t padded_dim = (config.head_dim + 15) / 16 * 16;
+  need.per_block = std::int64_t{config.layers} * slice.heads() * kBlockTokens * padded_dim * 4;
+  return need;
+}
+
+}  // namespace metattn
