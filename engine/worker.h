@@ -31,7 +31,9 @@ struct WorkerLimits {
   std::int64_t kv_cache_bytes =
       0;  // per rank; 0: a quarter of what is free on the host, shared by its ranks
   std::int64_t min_blocks = 1;  // fewer is an error that says how much memory is missing
+  std::int64_t max_blocks = 0;  // no more than this, however much memory there is; 0: no limit
   double perturb = 0;           // see TransformerOptions
+  std::uint64_t perturb_seed = 1;
 };
 
 struct StepOutput {

@@ -1,0 +1,51 @@
+// Times prefill and decode of a model on this machine: what `metattn bench` prints.
+//
+// Prefill: every sequence's prompt of P tokens from nothing, chunked as the server would. Decode: C
+// tokens of context are cached first (untimed), then N steps of one token per sequence, continuing
+// the real text. Sequences read distinct text. Each repeat starts anew; figures are over all
+// repeats (rates: total tokens over total seconds). Runs on rank 0 while the other ranks Serve.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "engine/worker.h"
+
+namespace metattn {
+
+struct BenchOptions {
+  std::int32_t prompt_tokens = 512;  // P; 0: no prefill timing
+  std::int32_t decode_tokens = 64;   // N; 0: no decode timing
+  std::int32_t context = 0;          // C
+  std::int32_t sequences = 1;        // S
+  std::int32_t repeats = 3;          // R, after one warm-up of each kind
+  std::int32_t rows_per_step = 512;  // prefill chunk
+  Mechanism route = Mechanism::kFull;
+  std::function<void(const std::string&)> progress;  // may be empty
+};
+
+struct BenchReport {
+  double prefill_tokens_per_s = 0;
+  double decode_tokens_per_s = 0;  // sum over sequences
+  double decode_step_p50_ms = 0, decode_step_p99_ms = 0;
+  double decode_attention_ms = 0;  // mean per step, the slowest rank
+  double decode_wait_ms = 0;       // mean per step in collectives' waiting, mean over ranks
+  int ranks = 1;
+  int threads_per_rank = 1;
+  std::string isa;
+  std::int64_t weight_bytes = 0;           // read per decode step, sum over ranks
+  std::int64_t attention_bytes_read = 0;   // of the timed decode, sum over ranks
+  std::int64_t attention_bytes_dense = 0;  // the same rows, were all of them full
+};
+
+WorkerLimits LimitsForBench(const BenchOptions& options);
+
+// text: tokens of real text; sequence s reads it from its own place on, around the end if need be.
+absl::StatusOr<BenchReport> RunBench(Worker& worker, std::span<const std::int32_t> text,
+                                     const BenchOptions& options);
+std::string ToJson(const BenchReport& report);
+
+}  // namespace metattn

@@ -1,0 +1,55 @@
+// Teacher-forced evaluation: negative log-likelihood of a text and what attention read for it.
+//
+// The text is tokenised once and cut into windows of `context` tokens (a rest is dropped); each
+// window is predicted from its own start: context - 1 predictions. Runs on rank 0 while the other
+// ranks Serve. Deterministic. Errors: too little text (says how many tokens there are), what Worker
+// reports.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "engine/model/tokenizer.h"
+#include "engine/worker.h"
+
+namespace metattn {
+
+struct EvalOptions {
+  std::int32_t context = 2048;         // tokens of a window, >= 2
+  std::int64_t max_tokens = 0;         // of the text; 0: all
+  Mechanism route = Mechanism::kFull;  // forced for every row
+  std::int32_t rows_per_step = 256;    // prefill chunk and logit rows of a step
+  std::function<void(std::int64_t done, std::int64_t windows)> progress;  // may be empty
+};
+
+struct MechanismShare {
+  double full = 0, linear = 0, local = 0;  // sum 1
+};
+
+struct EvalReport {
+  double nll = 0;           // nats per token, pooled over predictions
+  std::int64_t tokens = 0;  // in windows
+  std::int64_t predictions = 0;
+  std::int64_t windows = 0;
+  std::optional<MechanismShare>
+      share;  // of (row, KV head, layer) with a far span; none when there are none
+  double attention_bytes_ratio = 1;  // read over dense, all rows
+  double attention_flops_ratio = 1;  // likewise; scores and values cost the same per token read
+};
+
+// What a worker must be able to take for such an evaluation.
+WorkerLimits LimitsForEval(const EvalOptions& options);
+
+absl::StatusOr<EvalReport> Evaluate(Worker& worker, std::span<const std::int32_t> tokens,
+                                    const EvalOptions& options);
+std::string ToJson(const EvalReport& report);
+
+// -log softmax(logits)[target] in double.
+double NegativeLogLikelihood(std::span<const float> logits, std::int32_t target);
+
+}  // namespace metattn

@@ -1,0 +1,279 @@
+#include "engine/worker.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "absl/strings/str_format.h"
+#include "engine/host_memory.h"
+#include "engine/model/weights.h"
+#include "kernels/kernels.h"
+#include "parallel/shard_planner.h"
+#include "parallel/topology.h"
+
+namespace metattn {
+namespace {
+
+// What each rank tells rank 0 before and after it has allocated; sent as bytes.
+struct RankRecord {
+  std::int64_t blocks = 0;  // it can hold; max for a rank without heads
+  std::int64_t weight_bytes = 0;
+  std::int64_t page_bytes = 0;
+  char error[400] = {};  // empty: fine
+};
+
+std::string Gibibytes(std::int64_t bytes) {
+  return absl::StrFormat("%.2f GiB", bytes / 1073741824.0);
+}
+
+SliceShape ShapeOf(const ModelConfig& c, const Checkpoint& checkpoint) {
+  return {c.kv_heads, c.group(), c.head_dim, c.hidden, c.ffn, c.vocab, ColumnUnit(checkpoint)};
+}
+
+class RankWorker final : public Worker {
+ public:
+  RankWorker(const ModelConfig& config, const ModelOptions& options, const WorkerLimits& limits,
+             Communicator& comm)
+      : config_(config), options_(options), limits_(limits), comm_(comm) {}
+
+  absl::Status Init(const Checkpoint& checkpoint);
+  absl::StatusOr<StepOutput> Step(const StepPlan& plan) override;
+  absl::Status Stop() override;
+  absl::Status Serve() override;
+
+  int rank() const override { return comm_.rank(); }
+  int ranks() const override { return comm_.size(); }
+  int threads() const override { return kernels_->threads(); }
+  std::string isa() const override { return std::string(kernels_->isa()); }
+  std::int64_t blocks() const override { return blocks_; }
+  std::int64_t weight_bytes() const override { return weight_bytes_; }
+  const std::vector<std::string>& descriptions() const override { return descriptions_; }
+
+ private:
+  const RankPlace& place() const { return places_[comm_.rank()]; }
+  absl::Status MakeBackend();
+  absl::Status Plan(const Checkpoint& checkpoint);
+  absl::StatusOr<std::int64_t> BlocksThatFit(const Checkpoint& checkpoint);
+  absl::Status AgreeOnBlocks(const absl::StatusOr<std::int64_t>& mine);
+  absl::Status ReportUp(const absl::Status& status);
+  absl::StatusOr<std::vector<RankRecord>> Exchange(const RankRecord& mine);
+  std::string Describe(int rank, const RankRecord& record) const;
+  absl::Status Run(const StepPlan& plan, std::vector<float>* logits, std::span<StepResult> all);
+
+  ModelConfig config_;
+  ModelOptions options_;
+  WorkerLimits limits_;
+  Communicator& comm_;
+  std::vector<RankPlace> places_;
+  TransformerOptions transformer_options_;
+  std::unique_ptr<Kernels> kernels_;
+  std::vector<Slice> slices_;
+  std::unique_ptr<Transformer> transformer_;
+  std::int64_t blocks_ = 0;
+  std::int64_t weight_bytes_ = 0;
+  std::vector<std::string> descriptions_;
+};
+
+absl::Status RankWorker::MakeBackend() {
+  absl::StatusOr<std::vector<RankPlace>> places = ExchangeTopology(comm_, options_.threads);
+  if (!places.ok()) return places.status();
+  places_ = *std::move(places);
+  absl::StatusOr<std::unique_ptr<Kernels>> kernels =
+      MakeKernels({.backend = options_.device,
+                   .isa = options_.isa,
+                   .threads = place().threads,
+                   .deterministic = options_.deterministic,
+                   .spin = !place().oversubscribed});
+  if (!kernels.ok()) return kernels.status();
+  kernels_ = *std::move(kernels);
+  return absl::OkStatus();
+}
+
+absl::Status RankWorker::Plan(const Checkpoint& checkpoint) {
+  std::vector<double> weights = options_.rank_weights;
+  if (weights.empty()) weights.assign(comm_.size(), 1.0);
+  if (static_cast<int>(weights.size()) != comm_.size()) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "--rank-weights: %d weights for %d ranks", static_cast<int>(weights.size()), comm_.size()));
+  }
+  absl::StatusOr<std::vector<Slice>> slices = PlanSlices(ShapeOf(config_, checkpoint), weights);
+  if (!slices.ok()) return slices.status();
+  slices_ = *std::move(slices);
+  transformer_options_ = {
+      .window = options_.window,
+      .sinks = options_.sinks,
+      .max_batch_tokens = limits_.max_batch_tokens,
+      .max_sequences = limits_.max_sequences,
+      .max_logit_rows = limits_.max_logit_rows,
+      .max_context = limits_.max_context == 0 ? config_.max_positions : limits_.max_context,
+      .perturb = limits_.perturb,
+      .perturb_seed = limits_.perturb_seed};
+  return absl::OkStatus();
+}
+
+// K/V blocks this rank has memory for: what was asked for, or a quarter of what the host has left,
+// shared by its ranks.
+absl::StatusOr<std::int64_t> RankWorker::BlocksThatFit(const Checkpoint& checkpoint) {
+  absl::StatusOr<MemoryNeed> need =
+      EstimateMemory(checkpoint, config_, slices_[comm_.rank()], transformer_options_);
+  if (!need.ok()) return need.status();
+  const std::int64_t fixed = need->weights + need->scratch;
+  const std::int64_t available = AvailableMemoryBytes() / place().ranks_on_host;
+  std::int64_t budget = limits_.kv_cache_bytes;
+  if (budget == 0) budget = std::max<std::int64_t>(0, available - fixed) / 4;
+  if (fixed + (limits_.kv_cache_bytes == 0 ? 0 : budget) > available) {
+    return absl::ResourceExhaustedError(absl::StrFormat(
+        "rank %d: weights and scratch %s + K/V %s do not fit into the %s it may use", comm_.rank(),
+        Gibibytes(fixed), Gibibytes(limits_.kv_cache_bytes), Gibibytes(available)));
+  }
+  std::int64_t blocks =
+      limits_.max_blocks > 0 ? limits_.max_blocks : std::numeric_limits<std::int32_t>::max();
+  if (need->per_block > 0) blocks = std::min(blocks, budget / need->per_block);
+  if (blocks < limits_.min_blocks) {
+    return absl::ResourceExhaustedError(absl::StrFormat(
+        "rank %d: K/V memory of %s holds %d tokens, %d are needed (%s); raise --kv-cache-memory or "
+        "lower "
+        "--max-model-len",
+        comm_.rank(), Gibibytes(budget), blocks * kBlockTokens, limits_.min_blocks * kBlockTokens,
+        Gibibytes(limits_.min_blocks * need->per_block)));
+  }
+  return blocks;
+}
+
+// All ranks' records on every rank.
+absl::StatusOr<std::vector<RankRecord>> RankWorker::Exchange(const RankRecord& mine) {
+  std::vector<RankRecord> all(comm_.size());
+  const std::span<std::byte> target =
+      comm_.rank() == 0 ? std::as_writable_bytes(std::span(all)) : std::span<std::byte>{};
+  if (absl::Status s = comm_.GatherRecords(std::as_bytes(std::span(&mine, 1)), target); !s.ok())
+    return s;
+  std::vector<std::byte> message;
+  if (comm_.rank() == 0)
+    message.assign(std::as_bytes(std::span(all)).begin(), std::as_bytes(std::span(all)).end());
+  if (absl::Status s = comm_.Broadcast(message); !s.ok()) return s;
+  if (message.size() != all.size() * sizeof(RankRecord)) {
+    return absl::InternalError(
+        "start-up exchange: a record of another size; the ranks run different builds");
+  }
+  std::memcpy(all.data(), message.data(), message.size());
+  return all;
+}
+
+// Every rank learns whether any failed, so that all leave Create together and the message reaches
+// rank 0's log.
+absl::Status RankWorker::ReportUp(const absl::Status& status) {
+  RankRecord record;
+  const std::string text(status.message());
+  if (!status.ok())
+    absl::SNPrintF(record.error, sizeof(record.error), "%s",
+                   text.empty() ? "failed" : text.c_str());
+  absl::StatusOr<std::vector<RankRecord>> all = Exchange(record);
+  if (!status.ok()) return status;
+  if (!all.ok()) return all.status();
+  for (const RankRecord& r : *all) {
+    if (r.error[0] != 0) return absl::FailedPreconditionError(r.error);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RankWorker::AgreeOnBlocks(const absl::StatusOr<std::int64_t>& mine) {
+  RankRecord record;
+  record.blocks = mine.value_or(0);
+  absl::StatusOr<std::vector<RankRecord>> all = Exchange(record);
+  if (!mine.ok()) return mine.status();
+  if (!all.ok()) return all.status();
+  blocks_ = std::numeric_limits<std::int64_t>::max();
+  for (const RankRecord& r : *all) blocks_ = std::min(blocks_, r.blocks);
+  const std::int64_t most_useful =
+      std::int64_t{limits_.max_sequences} *
+      ((transformer_options_.max_context + kBlockTokens - 1) / kBlockTokens);
+  blocks_ = std::min(blocks_, std::max(most_useful, limits_.min_blocks));
+  transformer_options_.blocks = blocks_;
+  return absl::OkStatus();
+}
+
+std::string RankWorker::Describe(int rank, const RankRecord& record) const {
+  const RankPlace& place = places_[rank];
+  const Slice& s = slices_[rank];
+  return absl::StrFormat(
+      "rank %d/%d: host %s, pid %d, cores %d, threads %d, %s %s, KV heads %d..%d, MLP columns "
+      "%d..%d, vocabulary "
+      "%d..%d, transport %s, weights %s, K/V %s (%d blocks of %d tokens)",
+      rank, comm_.size(), place.host, place.pid, place.cores, place.threads,
+      std::string(kernels_->name()), isa(), s.head_begin, s.head_end, s.ffn_begin, s.ffn_end,
+      s.vocab_begin, s.vocab_end, std::string(comm_.transport()), Gibibytes(record.weight_bytes),
+      Gibibytes(record.page_bytes), blocks_, kBlockTokens);
+}
+
+absl::Status RankWorker::Init(const Checkpoint& checkpoint) {
+  if (absl::Status s = ReportUp(MakeBackend()); !s.ok()) return s;
+  if (absl::Status s = ReportUp(Plan(checkpoint)); !s.ok()) return s;
+  const absl::StatusOr<std::int64_t> fit = BlocksThatFit(checkpoint);
+  if (absl::Status s = ReportUp(fit.status()); !s.ok()) return s;
+  if (absl::Status s = AgreeOnBlocks(fit); !s.ok()) return s;
+  absl::StatusOr<std::unique_ptr<Transformer>> transformer =
+      Transformer::Create(checkpoint, config_, slices_, transformer_options_, *kernels_, comm_);
+  if (absl::Status s = ReportUp(transformer.status()); !s.ok()) return s;
+  transformer_ = *std::move(transformer);
+  RankRecord record;
+  record.weight_bytes = transformer_->weight_bytes();
+  record.page_bytes = transformer_->page_bytes();
+  absl::StatusOr<std::vector<RankRecord>> all = Exchange(record);
+  if (!all.ok()) return all.status();
+  for (int r = 0; r < comm_.size(); ++r) {
+    weight_bytes_ += (*all)[r].weight_bytes;
+    descriptions_.push_back(Describe(r, (*all)[r]));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RankWorker::Run(const StepPlan& plan, std::vector<float>* logits,
+                             std::span<StepResult> all) {
+  StepResult result;
+  if (absl::Status s = transformer_->Forward(plan, logits, &result); !s.ok()) return s;
+  return comm_.GatherRecords(std::as_bytes(std::span(&result, 1)), std::as_writable_bytes(all));
+}
+
+absl::StatusOr<StepOutput> RankWorker::Step(const StepPlan& plan) {
+  StepOutput output;
+  output.per_rank.resize(comm_.size());
+  if (comm_.size() > 1) {
+    std::vector<std::byte> message = plan.Encode();
+    if (absl::Status s = comm_.Broadcast(message); !s.ok()) return s;
+  }
+  if (absl::Status s = Run(plan, &output.logits, output.per_rank); !s.ok()) return s;
+  return output;
+}
+
+absl::Status RankWorker::Stop() {
+  if (comm_.size() == 1) return absl::OkStatus();
+  StepPlan plan;
+  plan.kind = StepKind::kStop;
+  std::vector<std::byte> message = plan.Encode();
+  return comm_.Broadcast(message);
+}
+
+absl::Status RankWorker::Serve() {
+  std::vector<std::byte> message;
+  for (;;) {
+    if (absl::Status s = comm_.Broadcast(message); !s.ok()) return s;
+    absl::StatusOr<StepPlan> plan = StepPlan::Decode(message);
+    if (!plan.ok()) return plan.status();
+    if (plan->kind == StepKind::kStop) return absl::OkStatus();
+    if (absl::Status s = Run(*plan, nullptr, {}); !s.ok()) return s;
+  }
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Worker>> Worker::Create(const Checkpoint& checkpoint,
+                                                       const ModelConfig& config,
+                                                       const ModelOptions& options,
+                                                       const WorkerLimits& limits,
+                                                       Communicator& comm) {
+  auto worker = std::make_unique<RankWorker>(config, options, limits, comm);
+  if (absl::Status s = worker->Init(checkpoint); !s.ok()) return s;
+  return worker;
+}
+
+}  // namespace metattn
