@@ -1,0 +1,195 @@
+// The whole forward pass: against transformers' logits, and its invariances (ranks, chunks, routes,
+// causality).
+#include "engine/model/transformer.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <fstream>
+#include <random>
+
+#include "tests/support/model_runner.h"
+
+namespace metattn::testing {
+namespace {
+
+constexpr double kF32Rounding = 0x1p-23;
+constexpr double kBf16Rounding = 0x1p-9;  // K and V are stored in bf16, the reference keeps f32
+
+std::string ModelPath(const std::string& name) {
+  return std::string(METATTN_SOURCE_DIR) + "/tests/support/fixtures/models/" + name;
+}
+
+template <typename T>
+std::vector<T> ReadValues(const std::string& path) {
+  std::ifstream in(path, std::ios::binary | std::ios::ate);
+  EXPECT_TRUE(in) << path;
+  std::vector<T> values(static_cast<std::size_t>(in.tellg()) / sizeof(T));
+  in.seekg(0);
+  in.read(reinterpret_cast<char*>(values.data()),
+          static_cast<std::streamsize>(values.size() * sizeof(T)));
+  return values;
+}
+
+RunnerOutput Run(const std::string& model, std::span<const std::int32_t> tokens,
+                 const RunnerOptions& options) {
+  absl::StatusOr<RunnerOutput> output = RunModel(ModelPath(model), tokens, options);
+  EXPECT_TRUE(output.ok()) << output.status();
+  return output.ok() ? *std::move(output) : RunnerOutput{};
+}
+
+double Bound(const std::string& model, std::span<const std::int32_t> tokens,
+             const RunnerOptions& options, double relative) {
+  absl::StatusOr<double> bound = MeasuredBound(ModelPath(model), tokens, options, relative);
+  EXPECT_TRUE(bound.ok()) << bound.status();
+  return bound.value_or(0);
+}
+
+std::vector<std::int32_t> Tokens(const std::string& model) {
+  return ReadValues<std::int32_t>(ModelPath(model) + "/tokens.i32");
+}
+
+const RunnerOptions kSmallWindow = {.window = 64, .sinks = 4, .chunk = 50};
+
+class EveryKind : public ::testing::TestWithParam<std::tuple<const char*, const char*>> {};
+
+TEST_P(EveryKind, GivesTheLogitsOfTransformers) {
+  const auto& [model, device] = GetParam();
+  const std::vector<std::int32_t> tokens = Tokens(model);
+  const std::vector<float> expected = ReadValues<float>(ModelPath(model) + "/logits.f32");
+  RunnerOptions options = kSmallWindow;  // near and far parts both take part
+  options.device = device;
+  const RunnerOutput output = Run(model, tokens, options);
+  ASSERT_GE(output.logits.size(), expected.size());
+  const double bound = Bound(model, tokens, options, kBf16Rounding);
+  const std::span<const float> last(output.logits.data() + output.logits.size() - expected.size(),
+                                    expected.size());
+  const double difference = MaxAbsDifference(last, expected);
+  EXPECT_LE(difference, bound);
+  double magnitude = 0;
+  for (float x : expected) magnitude = std::max(magnitude, std::abs(static_cast<double>(x)));
+  EXPECT_LT(bound, 0.3 * magnitude) << "a bound this wide would prove nothing";
+  RecordProperty("difference", std::to_string(difference));
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, EveryKind,
+                         ::testing::Combine(::testing::Values("llama", "llama_untied_sharded",
+                                                              "llama3_rope", "linear_rope",
+                                                              "yarn_rope", "mistral", "qwen2_bias",
+                                                              "qwen3_qk_norm"),
+                                            ::testing::Values("ref", "cpu")),
+                         [](const auto& info) {
+                           return std::string(std::get<0>(info.param)) + "_" +
+                                  std::get<1>(info.param);
+                         });
+
+class EveryRankCount
+    : public ::testing::TestWithParam<std::tuple<int, const char*, std::vector<double>>> {};
+
+TEST_P(EveryRankCount, AgreesWithOneRankWithinTheBound) {
+  const auto& [ranks, device, weights] = GetParam();
+  for (const char* model : {"llama", "mistral", "llama_untied_sharded", "qwen2_bias"}) {
+    SCOPED_TRACE(model);
+    const std::vector<std::int32_t> tokens = Tokens(model);
+    RunnerOptions one = kSmallWindow;
+    one.device = device;
+    RunnerOptions many = one;
+    many.ranks = ranks;
+    many.rank_weights = weights;
+    const double difference =
+        MaxAbsDifference(Run(model, tokens, one).logits, Run(model, tokens, many).logits);
+    EXPECT_LE(difference, Bound(model, tokens, one, kF32Rounding));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Ranks, EveryRankCount,
+                         ::testing::Values(std::tuple(2, "ref", std::vector<double>{}),
+                                           std::tuple(2, "cpu", std::vector<double>{}),
+                                           std::tuple(2, "ref", std::vector<double>{2, 1}),
+                                           std::tuple(3, "ref", std::vector<double>{}),
+                                           std::tuple(3, "cpu", std::vector<double>{1, 2, 1}),
+                                           std::tuple(4, "ref", std::vector<double>{})));
+
+TEST(Transformer, DoesNotDependOnTheChunking) {
+  const std::vector<std::int32_t> tokens = Tokens("llama");
+  for (const char* device : {"ref", "cpu"}) {
+    RunnerOptions options = kSmallWindow;
+    options.device = device;
+    const RunnerOutput whole = Run("llama", tokens, options);
+    const double bound = Bound("llama", tokens, options, kF32Rounding);
+    for (int chunk : {1, 7, 64, 200}) {
+      options.chunk = chunk;
+      EXPECT_LE(MaxAbsDifference(whole.logits, Run("llama", tokens, options).logits), bound)
+          << device << chunk;
+    }
+  }
+}
+
+TEST(Transformer, IsBitwiseIndependentOfTheChunkingWhenDeterministic) {
+  const std::vector<std::int32_t> tokens = Tokens("llama");
+  for (int ranks : {1, 2}) {
+    RunnerOptions options = kSmallWindow;
+    options.device = "cpu";
+    options.deterministic = true;
+    options.ranks = ranks;
+    const RunnerOutput whole = Run("llama", tokens, options);
+    for (int chunk : {1, 33, 200}) {
+      options.chunk = chunk;
+      options.threads = 1 + chunk % 2;
+      EXPECT_EQ(MaxAbsDifference(whole.logits, Run("llama", tokens, options).logits), 0.0) << chunk;
+    }
+  }
+}
+
+TEST(Transformer, ForcedFullDoesNotDependOnWhereTheWindowEnds) {
+  const std::vector<std::int32_t> tokens = Tokens("mistral");
+  RunnerOptions options = kSmallWindow;
+  const RunnerOutput small = Run("mistral", tokens, options);
+  EXPECT_GT(small.sum.full_rows, 0);
+  options.window = 4096;
+  const RunnerOutput dense = Run("mistral", tokens, options);
+  EXPECT_EQ(dense.sum.eligible_rows, 0);
+  EXPECT_LE(MaxAbsDifference(small.logits, dense.logits),
+            Bound("mistral", tokens, options, kF32Rounding));
+  EXPECT_EQ(small.sum.attention_bytes_read, small.sum.attention_bytes_dense);
+}
+
+TEST(Transformer, LocalReadsLessAndDiffersOnlyWhereTheFarSpanIsNotEmpty) {
+  const std::vector<std::int32_t> tokens = Tokens("llama");
+  RunnerOptions options = kSmallWindow;
+  const RunnerOutput full = Run("llama", tokens, options);
+  options.route = Mechanism::kLocal;
+  const RunnerOutput local = Run("llama", tokens, options);
+  EXPECT_EQ(local.sum.full_rows, 0);
+  EXPECT_EQ(local.sum.local_rows, local.sum.eligible_rows);
+  EXPECT_LT(local.sum.attention_bytes_read, full.sum.attention_bytes_read);
+  const std::size_t first = 127 * full.vocab;  // a(127) = 64 > sinks
+  const std::span<const float> a(full.logits), b(local.logits);
+  EXPECT_EQ(MaxAbsDifference(a.first(first), b.first(first)), 0.0);
+  EXPECT_GT(MaxAbsDifference(a.subspan(first), b.subspan(first)), 1e-3);
+}
+
+TEST(Transformer, IsCausal) {
+  std::vector<std::int32_t> tokens = Tokens("llama");
+  const RunnerOutput before = Run("llama", tokens, kSmallWindow);
+  for (std::size_t i = 150; i < tokens.size(); ++i) tokens[i] = (tokens[i] + 1) % 160;
+  const RunnerOutput after = Run("llama", tokens, kSmallWindow);
+  const std::span<const float> a(before.logits), b(after.logits);
+  const std::size_t n = 150 * before.vocab;
+  EXPECT_EQ(MaxAbsDifference(a.first(n), b.first(n)), 0.0);
+  EXPECT_GT(MaxAbsDifference(a.subspan(n), b.subspan(n)), 0.01);
+}
+
+TEST(Transformer, RejectsARankCountThatCannotWork) {
+  const std::vector<std::int32_t> tokens = {1, 2, 3};
+  RunnerOptions options;
+  options.ranks = 2;
+  options.rank_weights = {1, 2, 3};
+  const absl::Status status = RunModel(ModelPath("llama"), tokens, options).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), ::testing::HasSubstr("--rank-weights"));
+}
+
+}  // namespace
+}  // namespace metattn::testing

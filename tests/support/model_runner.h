@@ -1,0 +1,50 @@
+// Runs a model on ranks as threads and returns logits: the shared instrument of tests that compare
+// backends, rank counts, chunkings and routes.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "engine/worker.h"
+
+namespace metattn::testing {
+
+struct RunnerOptions {
+  int ranks = 1;
+  std::vector<double> rank_weights;  // empty: equal
+  std::string device = "ref";
+  std::string isa;
+  int threads = 1;
+  bool deterministic = false;
+  Mechanism route = Mechanism::kFull;
+  int window = 256;
+  int sinks = 4;
+  std::int32_t chunk = 64;  // rows of a step
+  double perturb = 0;
+  std::uint64_t perturb_seed = 1;
+};
+
+struct RunnerOutput {
+  std::vector<float> logits;  // [tokens, vocab]
+  std::int64_t vocab = 0;
+  StepResult sum;  // counters summed over steps and ranks
+};
+
+// Teacher-forced logits of every position of `tokens`.
+absl::StatusOr<RunnerOutput> RunModel(const std::string& model_path,
+                                      std::span<const std::int32_t> tokens,
+                                      const RunnerOptions& options);
+
+// max |a - b|; the sizes must be equal.
+double MaxAbsDifference(std::span<const float> a, std::span<const float> b);
+
+// Design section 3: 4 times the largest logit change that a seeded relative perturbation causes,
+// over three seeds.
+absl::StatusOr<double> MeasuredBound(const std::string& model_path,
+                                     std::span<const std::int32_t> tokens,
+                                     const RunnerOptions& options, double relative);
+
+}  // namespace metattn::testing
