@@ -1,0 +1,164 @@
+#include "kernels/check_args.h"
+
+#include <cstdint>
+#include <span>
+
+#include "absl/strings/str_format.h"
+#include "kernels/check.h"
+#include "kernels/device.h"
+#include "kernels/kernels.h"
+#include "kernels/types.h"
+
+namespace metattn {
+namespace {
+
+constexpr int kMaxHeadDim = 256;
+
+void CheckOptional(View view, std::int64_t count, int value_bytes, const char* name) {
+  if (view) CheckView(view, count, value_bytes, name);
+}
+
+void CheckRows(const AttentionRows& rows) {
+  METATTN_CHECK(rows.sequences >= 0 && rows.sinks >= 0, "sequences or sinks below zero");
+  CheckView(rows.position, rows.tokens, 4, "rows.position");
+  CheckView(rows.sequence, rows.tokens, 4, "rows.sequence");
+  CheckView(rows.near_begin, rows.tokens, 4, "rows.near_begin");
+  CheckView(rows.far_end, rows.tokens, 4, "rows.far_end");
+  if (rows.tokens == 0) return;
+  CheckView(rows.row_begin, rows.sequences + 1, 4, "rows.row_begin");
+  CheckView(rows.table_begin, rows.sequences + 1, 4, "rows.table_begin");
+  METATTN_CHECK(rows.blocks, "rows.blocks is absent");
+}
+
+void CheckPages(const PageTable& pages, std::int64_t tokens) {
+  METATTN_CHECK(pages.heads >= 0, "heads below zero");
+  if (pages.heads == 0 || tokens == 0) return;
+  METATTN_CHECK(pages.base, "pages.base is absent");
+  METATTN_CHECK(pages.head_dim > 0 && pages.head_dim <= kMaxHeadDim && pages.head_dim % 2 == 0,
+                absl::StrFormat("head size %d", pages.head_dim));
+  METATTN_CHECK(pages.block_stride >= pages.heads, "block_stride below heads");
+}
+
+void CheckPartial(const Partial& partial, std::int64_t tokens, int heads, int head_dim) {
+  CheckView(partial.o, tokens * heads * head_dim, 4, "partial.o");
+  CheckView(partial.m, tokens * heads, 4, "partial.m");
+  CheckView(partial.l, tokens * heads, 4, "partial.l");
+}
+
+void CheckList(const WorkList& list, std::int64_t tokens, int heads) {
+  METATTN_CHECK(list.capacity >= tokens, "work list shorter than the step");
+  CheckView(list.rows, list.capacity * heads, 4, "list.rows");
+  CheckView(list.counts, heads, 4, "list.counts");
+}
+
+}  // namespace
+
+void CheckView(View view, std::int64_t count, int value_bytes, const char* name) {
+  METATTN_CHECK(count >= 0, absl::StrFormat("%s has %d values", name, count));
+  if (count == 0) return;
+  METATTN_CHECK(view, absl::StrFormat("%s is absent", name));
+  const auto bytes = static_cast<std::size_t>(count) * static_cast<std::size_t>(value_bytes);
+  METATTN_CHECK(view.offset_bytes <= view.buffer->bytes() &&
+                    bytes <= view.buffer->bytes() - view.offset_bytes,
+                absl::StrFormat("%s needs %d bytes at %d, its buffer has %d", name, bytes,
+                                view.offset_bytes, view.buffer->bytes()));
+}
+
+void CheckArgs(const EmbedArgs& args) {
+  METATTN_CHECK(args.table != nullptr, "embed without a table");
+  CheckView(args.ids, args.tokens, 4, "ids");
+  CheckView(args.out, args.tokens * args.table->cols(), 4, "out");
+}
+
+void CheckArgs(const NormArgs& args) {
+  CheckView(args.residual, args.tokens * args.dim, 4, "residual");
+  CheckOptional(args.delta, args.tokens * args.dim, 4, "delta");
+  CheckView(args.weight, args.tokens == 0 ? 0 : args.dim, 4, "weight");
+  CheckView(args.out, args.tokens * args.dim, 4, "out");
+}
+
+void CheckArgs(const LinearArgs& args) {
+  METATTN_CHECK(args.weight != nullptr, "linear without a weight");
+  CheckView(args.x, args.tokens * args.weight->cols(), 4, "x");
+  CheckOptional(args.bias, args.weight->rows(), 4, "bias");
+  CheckView(args.out, args.tokens * args.weight->rows(), 4, "out");
+}
+
+void CheckArgs(const RopeAppendArgs& args) {
+  CheckRows(args.rows);
+  CheckPages(args.pages, args.rows.tokens);
+  METATTN_CHECK(args.group >= 0, "group below zero");
+  const int d = args.pages.head_dim;
+  const std::int64_t heads = args.pages.heads;
+  if (heads == 0 || args.rows.tokens == 0) return;
+  METATTN_CHECK(args.rotary_dim >= 0 && args.rotary_dim % 2 == 0 && args.rotary_dim <= d,
+                absl::StrFormat("rotary_dim %d of head size %d", args.rotary_dim, d));
+  CheckView(args.qkv, args.rows.tokens * heads * (args.group + 2) * d, 4, "qkv");
+  CheckOptional(args.q_norm, d, 4, "q_norm");
+  CheckOptional(args.k_norm, d, 4, "k_norm");
+  CheckView(args.cos_sin, args.rotary_dim, 4, "cos_sin");
+  CheckView(args.q, args.rows.tokens * heads * args.group * d, 4, "q");
+}
+
+void CheckArgs(const ForcedRouteArgs& args) {
+  CheckRows(args.rows);
+  CheckView(args.route, args.rows.tokens, 1, "route");
+  CheckView(args.decisions, args.rows.tokens * args.heads, 1, "decisions");
+}
+
+void CheckArgs(const CompactArgs& args) {
+  CheckRows(args.rows);
+  CheckView(args.decisions, args.rows.tokens * args.heads, 1, "decisions");
+  CheckList(args.list, args.rows.tokens, args.heads);
+  CheckView(args.far_tokens, args.heads, 8, "far_tokens");
+}
+
+void CheckArgs(const NearArgs& args) {
+  CheckRows(args.rows);
+  CheckPages(args.pages, args.rows.tokens);
+  const int heads = args.pages.heads * args.group;
+  CheckView(args.q, args.rows.tokens * heads * args.pages.head_dim, 4, "q");
+  CheckPartial(args.out, args.rows.tokens, heads, args.pages.head_dim);
+}
+
+void CheckArgs(const FarFullArgs& args) {
+  CheckRows(args.rows);
+  CheckPages(args.pages, args.rows.tokens);
+  CheckList(args.list, args.rows.tokens, args.pages.heads);
+  const int heads = args.pages.heads * args.group;
+  CheckView(args.q, args.rows.tokens * heads * args.pages.head_dim, 4, "q");
+  CheckPartial(args.partial, args.rows.tokens, heads, args.pages.head_dim);
+}
+
+void CheckArgs(const NormalizeArgs& args) {
+  CheckPartial(args.partial, args.tokens, args.heads, args.head_dim);
+  CheckView(args.out, args.tokens * args.heads * args.head_dim, 4, "out");
+}
+
+void CheckArgs(const SwiGluArgs& args) {
+  CheckView(args.gate_up, args.tokens * 2 * args.dim, 4, "gate_up");
+  CheckView(args.out, args.tokens * args.dim, 4, "out");
+}
+
+void CheckArgs(const GatherArgs& args) {
+  METATTN_CHECK(args.dim >= 0, "dim below zero");
+  CheckView(args.rows, args.count, 4, "rows");
+  CheckView(args.out, args.count * args.dim, 4, "out");
+  METATTN_CHECK(args.count * args.dim == 0 || args.x, "x is absent");
+}
+
+void CheckParts(std::span<const MatrixPart> parts, std::int64_t cols) {
+  METATTN_CHECK(cols > 0, absl::StrFormat("matrix of %d columns", cols));
+  for (const MatrixPart& part : parts) {
+    const DTypeInfo info = Info(part.dtype);
+    METATTN_CHECK(part.dtype != DType::kI32, "a weight of integers");
+    METATTN_CHECK(cols % info.block_values == 0,
+                  absl::StrFormat("%d columns are no multiple of a block of %s", cols,
+                                  std::string(info.name)));
+    METATTN_CHECK(part.rows >= 0 && (part.rows == 0 || part.data != nullptr), "part without data");
+    METATTN_CHECK(part.rows <= 1 || part.row_stride_bytes >= BytesFor(part.dtype, cols),
+                  "row stride shorter than a row");
+  }
+}
+
+}  // namespace metattn

@@ -1,0 +1,34 @@
+// Checks of op arguments that every backend makes before it touches memory: each view is there and
+// its buffer is long enough for the shape, sizes are sane. A failure is our own bug
+// (METATTN_CHECK).
+//
+// Thread safe, allocates nothing unless it fails. Cost: a few compares per op. Contents of device
+// memory (positions, block ids, ...) are not read here.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/device.h"
+#include "kernels/kernels.h"
+
+namespace metattn {
+
+// `count` values of `value_bytes` each lie inside the view's buffer. Nothing is needed for 0.
+void CheckView(View view, std::int64_t count, int value_bytes, const char* name);
+
+void CheckArgs(const EmbedArgs& args);
+void CheckArgs(const NormArgs& args);
+void CheckArgs(const LinearArgs& args);
+void CheckArgs(const RopeAppendArgs& args);
+void CheckArgs(const ForcedRouteArgs& args);
+void CheckArgs(const CompactArgs& args);
+void CheckArgs(const NearArgs& args);
+void CheckArgs(const FarFullArgs& args);
+void CheckArgs(const NormalizeArgs& args);
+void CheckArgs(const SwiGluArgs& args);
+void CheckArgs(const GatherArgs& args);
+
+// What Pack demands of its parts.
+void CheckParts(std::span<const MatrixPart> parts, std::int64_t cols);
+
+}  // namespace metattn

@@ -1,0 +1,23 @@
+// The factory of backends. The ref backend needs no instruction set; the cpu backend resolves
+// KernelsOptions::isa, METATTN_CPU_ISA and what the machine has.
+#include <memory>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "kernels/kernels.h"
+#include "kernels/ref/ref_kernels.h"
+
+namespace metattn {
+
+absl::StatusOr<std::unique_ptr<Kernels>> MakeKernels(const KernelsOptions& options) {
+  if (options.threads < 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("threads must be at least 1, not ", options.threads));
+  }
+  if (options.backend == "ref") return std::make_unique<ref::RefKernels>();
+  return absl::InvalidArgumentError(
+      absl::StrCat("unknown kernel backend \"", options.backend, "\"; there is: ref"));
+}
+
+}  // namespace metattn
