@@ -139,8 +139,8 @@ absl::StatusOr<const OpTable*> SelectIsa(std::string_view wanted) {
     return absl::InvalidArgumentError(
         absl::StrCat(source, ": \"", name, "\" is not supported by this machine", have));
   }
-  return absl::InvalidArgumentError(absl::StrCat(source, ": unknown value \"", name,
-                                                 "\"; known: ", Names(built), have));
+  return absl::InvalidArgumentError(
+      absl::StrCat(source, ": unknown value \"", name, "\"; known: ", Names(built), have));
 }
 
 }  // namespace metattn::cpu

@@ -25,18 +25,10 @@ struct OpContext {
   bool deterministic = false;
 };
 
-// The widths a level packs weights with.
-struct PackShape {
-  int panel_rows = 0;  // output rows interleaved
-};
-
 struct OpTable {
   std::string_view name;
-  PackShape pack_shape;
+  int panel_rows = 0;  // output rows that the level wants interleaved (pack.h)
   std::int64_t (*page_bytes)(int head_dim);
-  // Interleaves panels [begin, end) of `part` (rows as in the file) into `to`.
-  void (*pack_panels)(const MatrixPart& part, std::int64_t cols, std::int64_t begin,
-                      std::int64_t end, std::byte* to);
   void (*embed)(const PackedMatrix& table, const EmbedArgs& args, OpContext& context);
   void (*norm)(const NormArgs& args, OpContext& context);
   void (*linear)(const PackedMatrix& weight, const LinearArgs& args, OpContext& context);

@@ -10,8 +10,6 @@ namespace metattn::cpu::METATTN_ISA {
 
 const OpTable& Table();
 
-void PackPanels(const MatrixPart& part, std::int64_t cols, std::int64_t begin, std::int64_t end,
-                std::byte* to);
 void Embed(const PackedMatrix& table, const EmbedArgs& args, OpContext& context);
 void Norm(const NormArgs& args, OpContext& context);
 void Linear(const PackedMatrix& weight, const LinearArgs& args, OpContext& context);
