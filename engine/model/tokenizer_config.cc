@@ -4,7 +4,8 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
-#include "engine/model/json_reader.h"
+#include "engine/formats/json_text.h"
+#include "engine/model/json_fields.h"
 #include "engine/model/tokenizer_spec.h"
 
 namespace metattn {

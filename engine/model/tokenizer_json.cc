@@ -7,7 +7,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "engine/model/json_reader.h"
+#include "engine/formats/json_text.h"
+#include "engine/model/json_fields.h"
 #include "engine/model/pre_tokenizer.h"
 #include "engine/model/tokenizer_spec.h"
 

@@ -1,17 +1,11 @@
-// Looking into JSON that nobody has checked yet: no exceptions, null counts as absent.
+// Looking into parsed JSON that nobody has checked yet: no exceptions, null counts as absent.
 //
-// Pure functions, thread safe. Errors: ParseJson gives INVALID_ARGUMENT with the byte. Cost: a DOM.
+// Pure functions, thread safe, no errors. Cost: a look-up.
 #pragma once
 
 #include <nlohmann/json.hpp>
-#include <string>
-#include <string_view>
-
-#include "absl/status/statusor.h"
 
 namespace metattn {
-
-absl::StatusOr<nlohmann::json> ParseJson(std::string_view text, const std::string& file);
 
 // The member `key` of an object; null when it is absent or null, or `object` is no object. Points
 // into `object`.
