@@ -28,7 +28,9 @@ class ChatTemplate {
   // The prompt, ending where the assistant's answer begins.
   absl::StatusOr<std::vector<std::int32_t>> Apply(const Tokenizer& tokenizer,
                                                   std::span<const ChatMessage> messages) const;
-  std::string_view name() const { return name_; }  // "smollm2", "chatml", "qwen2", "llama3"
+  std::string_view name() const {
+    return name_;
+  }  // "smollm2", "qwen2.5", "qwen2", "chatml", "llama3"
 
  private:
   std::string_view name_;
