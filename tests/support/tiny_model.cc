@@ -147,10 +147,7 @@ void WriteTokenizer(const TinyModelOptions& o, GgufWriter& w) {
   w.U32("tokenizer.ggml.bos_token_id", 1);
   w.U32("tokenizer.ggml.eos_token_id", 2);
   w.Bool("tokenizer.ggml.add_bos_token", false);
-  w.Text("tokenizer.chat_template",
-         "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + "
-         "message['content'] + '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt "
-         "%}{{ '<|im_start|>assistant\n' }}{% endif %}");
+  w.Text("tokenizer.chat_template", kTinyChatTemplate);
 }
 
 std::string Utf8(std::uint32_t code) {  // below U+0800

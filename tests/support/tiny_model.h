@@ -40,6 +40,12 @@ struct TinyModelOptions {
 // 3 special tokens (<|endoftext|> 0, <|im_start|> 1, <|im_end|> 2) and one token per byte.
 inline constexpr std::int64_t kTinyLeastVocab = 3 + 256;
 
+// ChatML, which is what the model says it wants.
+inline constexpr char kTinyChatTemplate[] =
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + "
+    "message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}{% if add_generation_prompt "
+    "%}{{ '<|im_start|>assistant\\n' }}{% endif %}";
+
 // One f32 tensor of the model: outermost extent first, rows as in a Hugging Face file (the halves
 // of a head rotate together).
 struct TinyTensor {
