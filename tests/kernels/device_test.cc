@@ -101,6 +101,7 @@ TEST(FactoryTest, TheReferenceTellsWhatItIs) {
 class ArgumentsDeathTest : public ::testing::TestWithParam<BackendParam> {};
 
 TEST_P(ArgumentsDeathTest, AnAbsentOrShortViewIsCaught) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");  // backends have threads
   Rig rig(GetParam());
   const View two = rig.Floats(2), four = rig.Floats(4);
   EXPECT_DEATH(rig.kernels().SwiGlu({.gate_up = four, .tokens = 1, .dim = 2}, rig.stream()),

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "kernels/check.h"
+#include "kernels/cpu/isa.h"
 
 namespace metattn::testing {
 
@@ -20,7 +21,13 @@ std::string BackendParam::Name() const {
   return name;
 }
 
-std::vector<BackendParam> Backends() { return {{"ref", "", 1, false}}; }
+std::vector<BackendParam> Backends() {
+  std::vector<BackendParam> backends = {{"ref", "", 1, false}};
+  for (std::string_view isa : cpu::AvailableIsas()) {
+    for (int threads : {1, 3}) backends.push_back({"cpu", std::string(isa), threads, false});
+  }
+  return backends;
+}
 
 Rig::Rig(const BackendParam& param) {
   auto kernels = MakeKernels({.backend = param.backend,
