@@ -1,5 +1,6 @@
-// Tokenizer fixtures made with Hugging Face tokenizers (support/fixtures/tokenizers), and tokenizers
-// from text without files. Aborts the test on a fixture that cannot be read. Not thread safe.
+// Tokenizer fixtures made with Hugging Face tokenizers (support/fixtures/tokenizers), and
+// tokenizers from text without files. Aborts the test on a fixture that cannot be read. Not thread
+// safe.
 #pragma once
 
 #include <memory>
