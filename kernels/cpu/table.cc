@@ -12,9 +12,16 @@ const OpTable& Table() {
   static constexpr OpTable table = {
       .name = METATTN_TEXT(METATTN_ISA),
       .panel_rows = kLanes,
+      .page_bytes = PageBytes,
       .embed = Embed,
       .norm = Norm,
       .linear = Linear,
+      .rope_append = RopeAppend,
+      .forced_route = ForcedRoute,
+      .compact = Compact,
+      .near = Near,
+      .far_full = FarFull,
+      .normalize = Normalize,
       .swiglu = SwiGlu,
       .gather = Gather,
   };
