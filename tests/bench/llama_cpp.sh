@@ -69,7 +69,7 @@ ours() { OMP_NUM_THREADS=$threads "$build/metattn" "$@"; }
 theirs() { "$peer/bin/python" "$here/llama_cpp_bench.py" --model "$model" --threads "$threads" "$@"; }
 
 prompt="one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
-ours generate --model "$model" --threads "$threads" --prompt "$prompt" --raw --temperature 0 --max-tokens 12 --json >"$work/ours.greedy"
+ours generate --model "$model" --threads "$threads" --prompt "$prompt" --temperature 0 --max-tokens 12 --json >"$work/ours.greedy"
 theirs --greedy 12 --prompt "$prompt" >"$work/theirs.greedy"
 "$peer/bin/python" "$here/llama_cpp_report.py" greedy "$work"
 
