@@ -10,6 +10,7 @@ import json
 import os
 import re
 import selectors
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,10 @@ CHATS = [
 LONG_TOKENS = 4000
 BYTES_PER_TOKEN = 3.3  # of our documents with SmolLM2's tokenizer; the summary prints the exact count
 COLOURS = [36, 33, 32, 35]
+
+# The line metattnctl ends with on standard error.
+SUMMARY = re.compile(r"\[(\d+) prompt tokens.*?, (\d+) generated, (\w+); first token after (\S+) ms, "
+                     r"then (\S+) tokens/s;")
 
 
 class Job:
@@ -118,6 +123,37 @@ def print_ranks(before, after):
         print(f"{rank:<8}" + "".join(f"{cell:>19.2f}" for cell in cells))
 
 
+def print_jobs(jobs):
+    """One line a job from the line metattnctl ends with; True when all have one."""
+    print(f"\n{'job':<10}{'prompt':>9}{'generated':>11}{'first token ms':>16}{'then tokens/s':>15}  ended by")
+    complete = True
+    for job in jobs:
+        match = SUMMARY.search(job.error_text())
+        if job.process.returncode != 0 or not match:
+            print(f"{job.name:<10} failed with code {job.process.returncode}: {job.error_text()}")
+            complete = False
+            continue
+        prompt, generated, reason, first, rate = match.groups()
+        print(f"{job.name:<10}{prompt:>9}{generated:>11}{first:>16}{rate:>15}  {reason}")
+    return complete
+
+
+def counter(text, name):
+    return sum(float(v) for v in re.findall(rf"^{name}(?:\{{[^}}]*\}})? (\S+)$", text, re.M))
+
+
+def start_jobs(args, folder):
+    with open(args.documents, "rb") as file:
+        text = file.read(int(LONG_TOKENS * BYTES_PER_TOKEN)).decode("utf-8", errors="ignore")
+    prompt_file = os.path.join(folder, "prompt")
+    with open(prompt_file, "w", encoding="utf-8") as file:
+        file.write(text + "\n\nWhat is the software described above? Answer in a few sentences.")
+    base = [args.ctl, "generate", "--server", args.server, "--chat"]
+    commands = [(name, [*base, "--prompt", text, "--max-tokens", "120"]) for name, text in CHATS]
+    commands.append(("document", [*base, "--prompt-file", prompt_file, "--max-tokens", "120"]))
+    return [Job(name, command, colour) for (name, command), colour in zip(commands, COLOURS)]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ctl", required=True, help="the metattnctl program")
@@ -125,8 +161,30 @@ def main():
     parser.add_argument("--metrics", required=True, help="URL of the metrics")
     parser.add_argument("--documents", required=True, help="file that the long prompt is cut from")
     args = parser.parse_args()
-    print(args)
+
+    before, begin = scrape(args.metrics), time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = start_jobs(args, folder)
+        try:
+            run(jobs)
+        except KeyboardInterrupt:
+            return 130
+        finally:
+            for job in jobs:
+                if job.process.poll() is None:
+                    job.process.terminate()
+                    job.process.wait()
+    elapsed, after = time.monotonic() - begin, scrape(args.metrics)
+
+    complete = print_jobs(jobs)
+    totals = [counter(after, n) - counter(before, n)
+              for n in ("metattn_prompt_tokens_total", "metattn_generation_tokens_total")]
+    print(f"\ntogether: {totals[0]:.0f} prompt and {totals[1]:.0f} generated tokens in {elapsed:.1f} s")
+    print_ranks(before, after)
+    print(f"\nmetrics: {args.metrics}")
+    return 0 if complete else 1
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.exit(main())
