@@ -167,18 +167,20 @@ def check_top_level(tree):
 
 
 def check_kernel_twins(tree):
+    """Every op of the interface is tested by name; every op file of kernels/ref has its twin in kernels/cpu."""
     known = set(tree.files)
-    stems = {}
     for file in tree.files:
-        match = re.fullmatch(r"kernels/(ref|cpu)/(\w+)\.cc", file)
-        if match and match.group(2) not in rules.NOT_AN_OP[match.group(1)]:
-            stems.setdefault(match.group(2), []).append(match.group(1))
-    for op, bodies in sorted(stems.items()):
-        for body in ("ref", "cpu"):
-            if body not in bodies:
-                yield f"kernels/{body}/{op}.cc", 1, f"missing: {op} has a body in kernels/{bodies[0]} only"
-        if not {f"tests/kernels/{op}_test.cc"} & known:
-            yield f"tests/kernels/{op}_test.cc", 1, f"missing: the test of {op}"
+        match = re.fullmatch(r"kernels/ref/(\w+)\.cc", file)
+        if match and match.group(1) not in rules.NOT_AN_OP and f"kernels/cpu/{match.group(1)}.cc" not in known:
+            yield f"kernels/cpu/{match.group(1)}.cc", 1, f"missing: the twin of {file}"
+    interface = "kernels/kernels.h"
+    if interface not in known:
+        return
+    tests = "\n".join(tree.text(f) for f in tree.of(".cc", ".h") if f.startswith("tests/kernels/"))
+    for match in re.finditer(r"virtual void (\w+)\(const \w+Args& ", tree.text(interface)):
+        if not re.search(rf"(\.|->){match.group(1)}\(", tests):
+            line = tree.text(interface).count("\n", 0, match.start()) + 1
+            yield interface, line, f"{match.group(1)} is not called by any test in tests/kernels"
 
 
 def check_content(tree):
