@@ -1,0 +1,146 @@
+#!/usr/bin/env bash
+# Builds and runs every test. Installs what is missing (as root), needs the network only for that.
+#
+#   tests/run.sh          everything: release tests with the real model, sanitizers, fuzzing, clang-tidy, end to end
+#   tests/run.sh --fast   release tests without the real model, lint, deploy scripts (minutes)
+#
+# Goes on after a failing stage and ends with the runners' own summary lines. A skip that nothing explains
+# (tests/skips.py) is a failure. METATTN_CACHE and METATTN_SHARED_DATA are honoured.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+exec </dev/null
+
+fast=false
+case ${1:-} in
+  "") ;;
+  --fast) fast=true ;;
+  *) echo "usage: tests/run.sh [--fast]" >&2; exit 2 ;;
+esac
+
+results=$PWD/build/results
+rm -rf "$results"
+mkdir -p "$results"
+failed=() summaries=()
+jobs=$(nproc)
+
+# stage NAME COMMAND...: runs it, notes how long it took and whether it failed.
+stage() {
+  local name=$1 begin=$SECONDS
+  shift
+  echo "=== $name"
+  if "$@"; then
+    echo "=== $name: ok, $((SECONDS - begin)) s"
+  else
+    echo "=== $name: FAILED, $((SECONDS - begin)) s"
+    failed+=("$name")
+    return 1
+  fi
+}
+
+# The last line of output that looks like a runner's summary, remembered for the end.
+summarised() {
+  local name=$1 pattern=$2 log=$results/$1.log code
+  shift 2
+  "$@" 2>&1 | tee "$log"
+  code=${PIPESTATUS[0]}
+  summaries+=("$name: $(grep -E "$pattern" "$log" | tail -n 1)")
+  return "$code"
+}
+
+run_ctest() {
+  local preset=$1
+  shift
+  summarised "ctest-$preset" 'tests passed|No tests were found' "${personality[@]}" \
+    ctest --preset "$preset" -j "$jobs" --timeout 300 --no-tests=error \
+    --output-junit "$results/ctest-$preset.xml" "$@"
+}
+
+run_pytest() {
+  local name=$1
+  shift
+  summarised "pytest-$name" '=+ .*(passed|failed|error|no tests ran)' \
+    build/venv/bin/python -m pytest -ra --junit-xml="$results/pytest-$name.xml" -o junit_family=xunit2 "$@"
+}
+
+configure_and_build() {
+  local preset=$1
+  cmake --preset "$preset" >"$results/configure-$preset.log" 2>&1 ||
+    { cat "$results/configure-$preset.log"; return 1; }
+  cmake --build --preset "$preset" -j "$jobs"
+}
+
+python_environment() {
+  local stamp=build/venv/requirements.txt
+  cmp -s tests/requirements.txt "$stamp" && return 0
+  rm -rf build/venv
+  python3 -m venv build/venv &&
+    build/venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input -r tests/requirements.txt &&
+    cp tests/requirements.txt "$stamp"
+}
+
+fetch_model() {
+  METATTN_TEST_MODEL=$(deploy/fetch-model.sh) || return 1
+  export METATTN_TEST_MODEL
+}
+
+# Each target for a short while over its seeds; what it finds is kept in build/fuzz-corpus.
+fuzz_all() {
+  local target name count=0 seconds=${METATTN_FUZZ_SECONDS:-20} seeds
+  for target in build/fuzz/bin/*_fuzz; do
+    [[ -x $target ]] || continue
+    name=$(basename "$target")
+    mkdir -p "build/fuzz-corpus/$name"
+    seeds=()
+    [[ ! -d tests/fuzz/corpus/$name ]] || seeds=("tests/fuzz/corpus/$name")
+    echo "--- $name, $seconds s"
+    "$target" -max_total_time="$seconds" -rss_limit_mb=2048 -timeout=10 -print_final_stats=1 \
+      -artifact_prefix="$results/$name-" "build/fuzz-corpus/$name" "${seeds[@]}" 2>&1 |
+      grep -vE '^#[0-9]+\s+(NEW|REDUCE|pulse|RELOAD)' || return 1
+    count=$((count + 1))
+  done
+  summaries+=("fuzz: $count target(s), $seconds s each, no crash")
+  ((count > 0)) || { echo "no fuzz targets were built"; return 1; }
+}
+
+# ThreadSanitizer of g++ 12 cannot place its shadow memory where addresses are randomised over 32 bits.
+personality=()
+if [[ $(cat /proc/sys/vm/mmap_rnd_bits 2>/dev/null || echo 28) -gt 28 ]] && setarch -R true 2>/dev/null; then
+  personality=(setarch -R)
+fi
+export ASAN_OPTIONS=${ASAN_OPTIONS:-detect_stack_use_after_return=1:strict_string_checks=1}
+export UBSAN_OPTIONS=${UBSAN_OPTIONS:-print_stacktrace=1}
+export TSAN_OPTIONS=${TSAN_OPTIONS:-second_deadlock_stack=1}
+
+stage dependencies deploy/install-deps.sh --test || exit 1
+stage python-environment python_environment || exit 1
+if $fast; then
+  cached=${METATTN_CACHE:-$HOME/.cache/metattn}/SmolLM2-135M-Instruct.Q4_1.gguf
+  [[ -n ${METATTN_TEST_MODEL:-} || ! -f $cached ]] || export METATTN_TEST_MODEL=$cached
+else
+  [[ -n ${METATTN_TEST_MODEL:-} ]] || stage model fetch_model || exit 1
+fi
+
+stage build-release configure_and_build release || exit 1
+if $fast; then
+  stage ctest-release run_ctest release -L 'fast|lint'
+  stage pytest-deploy run_pytest deploy tests/deploy
+else
+  stage ctest-release run_ctest release
+  stage pytest-deploy run_pytest deploy tests/deploy
+  stage pytest-e2e run_pytest e2e tests/e2e
+  for preset in asan tsan; do
+    stage "build-$preset" configure_and_build "$preset" && stage "ctest-$preset" run_ctest "$preset" -L fast
+  done
+  stage build-fuzz configure_and_build fuzz && stage fuzz fuzz_all
+  stage clang-tidy summarised clang-tidy 'files are clean|error:' tests/lint/tidy.sh build/release
+fi
+stage skips summarised skips 'skipped' python3 tests/skips.py "$results"
+
+echo
+echo "=== summary after $SECONDS s"
+printf '%s\n' "${summaries[@]}"
+if ((${#failed[@]} > 0)); then
+  echo "FAILED: ${failed[*]}"
+  exit 1
+fi
+echo "all stages passed"
