@@ -4,6 +4,16 @@
 // Make initialises MPI once per process (MPI_THREAD_MULTIPLE) and starts the watchdog; the
 // destructor finalises when nothing failed. AbortAll ends every rank with the given exit code at
 // once.
+//
+// Errors: FAILED_PRECONDITION when MPI was initialised before or lacks thread support; what MPI
+// reports becomes UNAVAILABLE naming rank and operation. An operation that outlives its deadline
+// ends this process with kPeerLostExit after one line on stderr; mpirun then ends the others.
+// Tensor operations complete inline, on host memory.
+// Waiting: blocking collectives spin inside MPI, or yield the core when Options.spin is false or
+// the launcher sets OMPI_MCA_mpi_yield_when_idle (read by MPI at its start). A receiver of a
+// Broadcast polls: for kSpinAfterCall after its last operation without sleeping (only when spin is
+// true), then with sleeps.
+// Costs between two ranks of one host: README.md.
 #pragma once
 
 #include <memory>

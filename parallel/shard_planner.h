@@ -6,7 +6,8 @@
 // even out the bytes each rank reads per token relative to its weight (attention projections
 // count); vocabulary rows in proportion to weight. Worked example (also a test): 3 KV heads of 3
 // query heads, d = 64, D = 576, F = 1536, unit 32, V = 49152, two equal ranks: heads 2 + 1, columns
-// 672 + 864, vocabulary 24576 + 24576.
+// 672 + 864, vocabulary 24576 + 24576. Every rank gets at least one column unit and one vocabulary
+// row, so only attention can be empty; ties go to the lower rank. Cost: O(R^2), once at start.
 #pragma once
 
 #include <cstdint>
@@ -38,7 +39,7 @@ struct Slice {
 
 // weights: one positive number per rank (equal ones: an even cut). INVALID_ARGUMENT, with a
 // sentence, when the count is zero, a weight is not positive and finite, a head cannot be cut at
-// the quantisation block, or there are more ranks than MLP column units.
+// the quantisation block, or there are more ranks than MLP column units or vocabulary rows.
 absl::StatusOr<std::vector<Slice>> PlanSlices(const SliceShape& shape,
                                               std::span<const double> weights);
 

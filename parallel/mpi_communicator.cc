@@ -1,0 +1,391 @@
+#include "parallel/mpi_communicator.h"
+
+#include <mpi.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <climits>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_format.h"
+#include "parallel/host_tensor.h"
+#include "parallel/launch_env.h"
+#include "parallel/wait_meter.h"
+#include "parallel/watchdog.h"
+
+namespace metattn {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int kBroadcastTag = 1;
+constexpr std::int64_t kMaxMessageBytes = std::int64_t{1} << 30;
+// Ordered sums gather and add a part of this many values at a time: the gathered copies of all
+// ranks then stay in cache and scratch memory is bounded whatever the batch.
+constexpr std::int64_t kOrderedPart = 16 * 1024;
+constexpr std::int64_t kReducePart = std::int64_t{1} << 28;  // MPI counts are ints
+// A receiver that has just worked expects the next plan within a step's host work, so it spins
+// that long; then it sleeps. The sleep, the kernel's timer slack (50 us) and the poll itself
+// together stay under the 0.5 ms that communicator.h promises.
+constexpr auto kSpinAfterCall = std::chrono::microseconds(1000);
+constexpr auto kPollSleep = std::chrono::microseconds(200);
+
+double Seconds(Clock::duration d) { return std::chrono::duration<double>(d).count(); }
+
+absl::Status FromMpi(int code, int rank, const char* operation) {
+  if (code == MPI_SUCCESS) return absl::OkStatus();
+  char text[MPI_MAX_ERROR_STRING] = "unknown error";
+  int length = 0;
+  MPI_Error_string(code, text, &length);
+  return absl::UnavailableError(
+      absl::StrFormat("rank %d: %s failed in MPI: %s", rank, operation, text));
+}
+
+// Runs on the watchdog's thread while the main thread is stuck inside MPI, which may hold any
+// lock: no MPI call, no allocation, no exit handlers.
+[[noreturn]] void EndLostWorld(int rank, int size, double deadline_s, const char* operation,
+                               double seconds) {
+  char line[256];
+  const int n = std::snprintf(line, sizeof(line),
+                              "metattn: rank %d of %d: %s has not finished after %.1f s (deadline "
+                              "%.1f s): a peer is lost or wedged; ending this process\n",
+                              rank, size, operation, seconds, deadline_s);
+  if (n > 0) {
+    [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, line, static_cast<size_t>(n));
+  }
+  ::_exit(kPeerLostExit);
+}
+
+class MpiCommunicator final : public Communicator {
+ public:
+  MpiCommunicator(MPI_Comm comm, bool one_host, const CommOptions& options)
+      : comm_(comm),
+        rank_(CommRank(comm)),
+        size_(CommSize(comm)),
+        one_host_(one_host),
+        options_(options),
+        watchdog_(options.deadline_s, [this](const char* operation, double seconds) {
+          EndLostWorld(rank_, size_, options_.deadline_s, operation, seconds);
+        }) {}
+
+  ~MpiCommunicator() override {
+    // After a failure peers may be gone and finalising would wait for them; mpirun treats a
+    // process that ends without finalising as failed, which is then the truth.
+    if (!dead_.ok()) return;
+    watchdog_.Begin("finalising MPI", Clock::now());
+    MPI_Comm_free(&comm_);
+    MPI_Finalize();
+    watchdog_.End();
+  }
+
+  int rank() const override { return rank_; }
+  int size() const override { return size_; }
+  std::string_view transport() const override {
+    return size_ == 1 ? "none" : one_host_ ? "mpi/shared memory" : "mpi/tcp";
+  }
+
+  absl::Status AllReduceSum(View data, std::int64_t count, Stream& stream) override {
+    if (absl::Status s = Ready(stream, data, count, "all-reduce"); !s.ok()) return s;
+    const std::int64_t bytes = count * static_cast<std::int64_t>(sizeof(float));
+    auto* values = data.As<float>();
+    if (size_ == 1 || count == 0) return Count(0);
+    if (!options_.ordered_sum) {
+      return Collective("all-reduce", bytes, 2 * bytes * (size_ - 1) / size_,
+                        [&] { return PlainSum(values, count); });
+    }
+    return Collective("ordered all-reduce", bytes, bytes * (size_ - 1),
+                      [&] { return OrderedSum(values, count); });
+  }
+
+  absl::Status GatherV(View send, View recv, std::span<const std::int64_t> counts, int root,
+                       Stream& stream) override {
+    const std::int64_t total = SumOfCounts(counts);
+    if (std::ssize(counts) != size_ || total < 0 || total > INT_MAX || root < 0 || root >= size_) {
+      return Fail(absl::InternalError(
+          absl::StrFormat("rank %d: gather with %d counts (sum %d) to root %d among %d ranks",
+                          rank_, counts.size(), total, root, size_)));
+    }
+    if (absl::Status s = Ready(stream, send, counts[rank_], "gather"); !s.ok()) return s;
+    if (rank_ == root) {
+      if (absl::Status s = Ready(stream, recv, total, "gather"); !s.ok()) return s;
+    }
+    int offset = 0;
+    lengths_.resize(size_);
+    offsets_.resize(size_);
+    for (int r = 0; r < size_; offset += lengths_[r], ++r) {
+      lengths_[r] = static_cast<int>(counts[r]);
+      offsets_[r] = offset;
+    }
+    const float* from = send.As<float>();
+    auto* to = rank_ == root ? recv.As<float>() : nullptr;
+    const bool in_place = to != nullptr && from == to + offsets_[rank_];
+    const std::int64_t moved = rank_ == root ? total - counts[rank_] : counts[rank_];
+    return Collective("gather", total * 4, moved * 4, [&] {
+      return MPI_Gatherv(in_place ? MPI_IN_PLACE : from, lengths_[rank_], MPI_FLOAT, to,
+                         lengths_.data(), offsets_.data(), MPI_FLOAT, root, comm_);
+    });
+  }
+
+  absl::Status Broadcast(std::vector<std::byte>& message) override {
+    if (!dead_.ok()) return dead_;
+    if (size_ == 1) return Count(0);
+    return rank_ == 0 ? SendToAll(message) : ReceiveFromRoot(message);
+  }
+
+  absl::Status GatherRecords(std::span<const std::byte> record, std::span<std::byte> all) override {
+    if (!dead_.ok()) return dead_;
+    if (record.size() > INT_MAX ||
+        (rank_ == 0 && all.size() != record.size() * static_cast<std::size_t>(size_))) {
+      return Fail(
+          absl::InternalError(absl::StrFormat("rank %d: %d records of %d bytes, room for %d", rank_,
+                                              size_, record.size(), all.size())));
+    }
+    const Clock::time_point start = Begin("gather of records");
+    const int length = static_cast<int>(record.size());
+    const int code =
+        MPI_Gather(record.data(), length, MPI_BYTE, all.data(), length, MPI_BYTE, 0, comm_);
+    const double seconds = End(start);
+    // Records are a few bytes: what rank 0 spends here is waiting for the last rank.
+    rank_ == 0 ? meter_.Waited(seconds) : meter_.Transferred(seconds);
+    return Done(code, "gather of records",
+                rank_ == 0 ? std::int64_t{length} * (size_ - 1) : length);
+  }
+
+  absl::Status Barrier() override {
+    if (!dead_.ok()) return dead_;
+    const Clock::time_point start = Begin("barrier");
+    const int code = MPI_Barrier(comm_);
+    meter_.Waited(End(start));
+    return Done(code, "barrier", 0);
+  }
+
+  CommStats TakeStats() override {
+    CommStats stats = std::exchange(stats_, {});
+    stats.wait_seconds = meter_.TakeWait();
+    stats.transfer_seconds = meter_.TakeTransfer();
+    return stats;
+  }
+
+ private:
+  static int CommRank(MPI_Comm comm) {
+    int rank = 0;
+    MPI_Comm_rank(comm, &rank);
+    return rank;
+  }
+  static int CommSize(MPI_Comm comm) {
+    int size = 1;
+    MPI_Comm_size(comm, &size);
+    return size;
+  }
+
+  absl::Status Ready(Stream& stream, View view, std::int64_t count, const char* what) {
+    if (!dead_.ok()) return dead_;
+    absl::Status s = stream.Synchronize();
+    if (s.ok()) s = CheckFloats(view, count, rank_, what);
+    return s.ok() ? s : Fail(std::move(s));
+  }
+
+  absl::Status Fail(absl::Status status) {
+    dead_ = std::move(status);
+    return dead_;
+  }
+
+  absl::Status Count(std::int64_t bytes) {
+    stats_.bytes += bytes;
+    ++stats_.calls;
+    return absl::OkStatus();
+  }
+
+  absl::Status Done(int code, const char* operation, std::int64_t bytes) {
+    if (code != MPI_SUCCESS) return Fail(FromMpi(code, rank_, operation));
+    return Count(bytes);
+  }
+
+  Clock::time_point Begin(const char* operation) {
+    const Clock::time_point now = Clock::now();
+    watchdog_.Begin(operation, now);
+    return now;
+  }
+
+  double End(Clock::time_point start) {
+    watchdog_.End();
+    last_call_ = Clock::now();
+    return Seconds(last_call_ - start);
+  }
+
+  template <typename Work>
+  absl::Status Collective(const char* operation, std::int64_t bytes, std::int64_t moved,
+                          const Work& work) {
+    const bool measure = meter_.ShouldMeasure(bytes);
+    const Clock::time_point start = Begin(operation);
+    int code = MPI_SUCCESS;
+    double waited = 0;
+    if (measure) {
+      code = MPI_Barrier(comm_);
+      waited = Seconds(Clock::now() - start);
+    }
+    if (code == MPI_SUCCESS) code = work();
+    const double total = End(start);
+    if (measure) {
+      meter_.Measured(bytes, waited, total - waited);
+    } else {
+      meter_.Unmeasured(bytes, total);
+    }
+    return Done(code, operation, moved);
+  }
+
+  int PlainSum(float* values, std::int64_t count) {
+    int code = MPI_SUCCESS;
+    for (std::int64_t at = 0; at < count && code == MPI_SUCCESS; at += kReducePart) {
+      const int n = static_cast<int>(std::min(kReducePart, count - at));
+      code = MPI_Allreduce(MPI_IN_PLACE, values + at, n, MPI_FLOAT, MPI_SUM, comm_);
+    }
+    return code;
+  }
+
+  int OrderedSum(float* values, std::int64_t count) {
+    const std::int64_t stride = std::min(count, kOrderedPart);
+    gathered_.resize(std::max(gathered_.size(), static_cast<std::size_t>(stride * size_)));
+    parts_.resize(size_);
+    for (std::int64_t at = 0; at < count; at += kOrderedPart) {
+      const std::int64_t n = std::min(kOrderedPart, count - at);
+      const int code = MPI_Allgather(values + at, static_cast<int>(n), MPI_FLOAT, gathered_.data(),
+                                     static_cast<int>(n), MPI_FLOAT, comm_);
+      if (code != MPI_SUCCESS) return code;
+      for (int r = 0; r < size_; ++r) parts_[r] = gathered_.data() + r * n;
+      SumInRankOrder(parts_, n, values + at);
+    }
+    return MPI_SUCCESS;
+  }
+
+  absl::Status SendToAll(const std::vector<std::byte>& message) {
+    const auto bytes = static_cast<std::int64_t>(message.size());
+    if (bytes > kMaxMessageBytes) {
+      return Fail(absl::InternalError(absl::StrFormat(
+          "rank 0: a broadcast of %d bytes is over the limit of %d", bytes, kMaxMessageBytes)));
+    }
+    const Clock::time_point start = Begin("broadcast");
+    requests_.assign(size_ - 1, MPI_REQUEST_NULL);
+    int code = MPI_SUCCESS;
+    for (int r = 1; r < size_ && code == MPI_SUCCESS; ++r) {
+      code = MPI_Isend(message.data(), static_cast<int>(bytes), MPI_BYTE, r, kBroadcastTag, comm_,
+                       &requests_[r - 1]);
+    }
+    if (code == MPI_SUCCESS) {
+      code = MPI_Waitall(size_ - 1, requests_.data(), MPI_STATUSES_IGNORE);
+    }
+    meter_.Transferred(End(start));
+    return Done(code, "broadcast", bytes * (size_ - 1));
+  }
+
+  // Polls outside the watchdog: waiting for work is no fault. An own message per peer, found by
+  // probing, instead of MPI_Bcast: its length comes with it, and no rank that sleeps stands
+  // between root and another.
+  absl::Status ReceiveFromRoot(std::vector<std::byte>& message) {
+    MPI_Message envelope = MPI_MESSAGE_NULL;
+    MPI_Status status;
+    for (int arrived = 0; arrived == 0;) {
+      const int code = MPI_Improbe(0, kBroadcastTag, comm_, &arrived, &envelope, &status);
+      if (code != MPI_SUCCESS) return Fail(FromMpi(code, rank_, "waiting for a broadcast"));
+      if (arrived == 0) Pause();
+    }
+    const Clock::time_point start = Begin("broadcast");
+    int bytes = 0;
+    int code = MPI_Get_count(&status, MPI_BYTE, &bytes);
+    if (code == MPI_SUCCESS) {
+      message.resize(static_cast<std::size_t>(bytes));
+      code = MPI_Mrecv(message.data(), bytes, MPI_BYTE, &envelope, MPI_STATUS_IGNORE);
+    }
+    meter_.Transferred(End(start));
+    return Done(code, "broadcast", bytes);
+  }
+
+  void Pause() {
+    if (options_.spin && Clock::now() - last_call_ < kSpinAfterCall) return;
+    std::this_thread::sleep_for(kPollSleep);
+  }
+
+  MPI_Comm comm_;
+  const int rank_;
+  const int size_;
+  const bool one_host_;
+  const CommOptions options_;
+  Watchdog watchdog_;
+  absl::Status dead_;
+  CommStats stats_;  // calls and bytes; the seconds are the meter's
+  WaitMeter meter_;
+  Clock::time_point last_call_ = Clock::now();
+  // Scratch, kept between calls.
+  std::vector<float> gathered_;
+  std::vector<const float*> parts_;
+  std::vector<int> lengths_, offsets_;
+  std::vector<MPI_Request> requests_;
+};
+
+// Collective. Whether all ranks of `comm` share memory.
+bool AllOnOneHost(MPI_Comm comm) {
+  MPI_Comm host;
+  if (MPI_Comm_split_type(comm, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host) != MPI_SUCCESS) {
+    return false;
+  }
+  int here = 0, all = 0;
+  MPI_Comm_size(host, &here);
+  MPI_Comm_size(comm, &all);
+  MPI_Comm_free(&host);
+  int same = here == all, same_everywhere = 0;
+  MPI_Allreduce(&same, &same_everywhere, 1, MPI_INT, MPI_MIN, comm);
+  return same_everywhere != 0;
+}
+
+}  // namespace
+
+bool UnderMpirun() { return ReadLaunchEnv().launched; }
+
+absl::StatusOr<std::unique_ptr<Communicator>> MakeMpiCommunicator(const CommOptions& options) {
+  int initialised = 0;
+  MPI_Initialized(&initialised);
+  if (initialised != 0) {
+    return absl::FailedPreconditionError(
+        "MPI was initialised before in this process; it can be only once");
+  }
+  // Read by Open MPI when it starts; what the launcher says comes first.
+  if (!options.spin) ::setenv("OMPI_MCA_mpi_yield_when_idle", "1", /*overwrite=*/0);
+  int provided = MPI_THREAD_SINGLE;
+  if (const int code = MPI_Init_thread(nullptr, nullptr, MPI_THREAD_MULTIPLE, &provided);
+      code != MPI_SUCCESS) {
+    return FromMpi(code, -1, "starting MPI");
+  }
+  if (provided < MPI_THREAD_MULTIPLE) {
+    return absl::FailedPreconditionError(
+        "this MPI library lacks MPI_THREAD_MULTIPLE; use one built with it (Open MPI is)");
+  }
+  MPI_Comm comm;
+  MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
+  if (const int code = MPI_Comm_dup(MPI_COMM_WORLD, &comm); code != MPI_SUCCESS) {
+    return FromMpi(code, -1, "starting MPI");
+  }
+  MPI_Comm_set_errhandler(comm, MPI_ERRORS_RETURN);
+  return std::make_unique<MpiCommunicator>(comm, AllOnOneHost(comm), options);
+}
+
+void AbortAll(int exit_code) {
+  // MPI_Abort tells the launcher but may block on a lock that a stuck thread holds.
+  std::thread([exit_code] {
+    std::this_thread::sleep_for(std::chrono::seconds(2));
+    ::_exit(exit_code);
+  }).detach();
+  int initialised = 0, finalised = 0;
+  MPI_Initialized(&initialised);
+  MPI_Finalized(&finalised);
+  if (initialised != 0 && finalised == 0) MPI_Abort(MPI_COMM_WORLD, exit_code);
+  ::_exit(exit_code);
+}
+
+}  // namespace metattn

@@ -1,0 +1,23 @@
+// The contract of parallel/communicator.h as checks that every body must pass: run by ranks as
+// threads (local_communicator_test) and by ranks as processes under mpirun (mpi_ranks).
+//
+// Each check is collective: all ranks call it with their own end, in the same order. It returns the
+// first difference as a Status that names rank, place, expected and actual.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "parallel/communicator.h"
+
+namespace metattn {
+
+struct ContractCheck {
+  std::string name;
+  absl::Status (*run)(Communicator& comm, bool ordered);
+};
+
+const std::vector<ContractCheck>& ContractChecks();
+
+}  // namespace metattn

@@ -1,0 +1,180 @@
+#include "parallel/local_communicator.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <thread>
+#include <tuple>
+
+#include "tests/parallel/communicator_contract.h"
+#include "tests/parallel/host_world.h"
+
+namespace metattn {
+namespace {
+
+using std::chrono::milliseconds;
+using ::testing::HasSubstr;
+
+class LocalContract : public ::testing::TestWithParam<std::tuple<int, bool, std::size_t>> {};
+
+TEST_P(LocalContract, Holds) {
+  const auto [ranks, ordered, index] = GetParam();
+  const ContractCheck& check = ContractChecks()[index];
+  CommOptions options;
+  options.ordered_sum = ordered;
+  // The local body adds in rank order whether asked or not: hold it to that.
+  for (const absl::Status& s :
+       RunRanks(ranks, options, [&](Communicator& comm) { return check.run(comm, ordered); })) {
+    EXPECT_TRUE(s.ok()) << s;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Ranks, LocalContract,
+                         ::testing::Combine(::testing::Values(1, 2, 3, 4, 7), ::testing::Bool(),
+                                            ::testing::Range(std::size_t{0},
+                                                             ContractChecks().size())),
+                         [](const auto& info) {
+                           return ContractChecks()[std::get<2>(info.param)].name + "On" +
+                                  std::to_string(std::get<0>(info.param)) +
+                                  (std::get<1>(info.param) ? "Ordered" : "");
+                         });
+
+CommOptions Impatient() {
+  CommOptions options;
+  options.deadline_s = 0.1;
+  return options;
+}
+
+TEST(LocalCommunicator, NamesTheRankThatDoesNotCome) {
+  const auto statuses = RunRanks(4, Impatient(), [](Communicator& comm) {
+    if (comm.rank() == 2) {
+      std::this_thread::sleep_for(milliseconds(400));
+      return comm.Barrier();  // too late: the communicator is dead by now
+    }
+    return comm.Barrier();
+  });
+  for (const absl::Status& s : statuses) {
+    EXPECT_EQ(s.code(), absl::StatusCode::kDeadlineExceeded) << s;
+    EXPECT_THAT(std::string(s.message()), HasSubstr("barrier: rank 2 did not come within 0.1 s"));
+  }
+}
+
+TEST(LocalCommunicator, NamesEveryMissingRank) {
+  const auto statuses = RunRanks(4, Impatient(), [](Communicator& comm) -> absl::Status {
+    InlineStream stream;
+    Buffer row = HostFloats(4);
+    std::fill_n(reinterpret_cast<float*>(row.data()), 4, 0.0f);
+    if (comm.rank() % 2 == 1) {
+      std::this_thread::sleep_for(milliseconds(400));
+      return absl::OkStatus();
+    }
+    return comm.AllReduceSum({&row, 0}, 4, stream);
+  });
+  EXPECT_THAT(std::string(statuses[0].message()),
+              HasSubstr("all-reduce: rank 1, rank 3 did not come"));
+  EXPECT_EQ(statuses[0], statuses[2]);
+}
+
+TEST(LocalCommunicator, NamesTheRankWhoseEndIsDestroyed) {
+  const auto statuses = RunRanks(3, CommOptions{}, [](Communicator& comm) -> absl::Status {
+    if (comm.rank() == 1) return absl::OkStatus();  // leaves at once
+    return comm.Barrier();
+  });
+  for (const int r : {0, 2}) {
+    EXPECT_EQ(statuses[r].code(), absl::StatusCode::kAborted) << statuses[r];
+    EXPECT_THAT(std::string(statuses[r].message()), HasSubstr("rank 1 of 3 has gone"));
+  }
+}
+
+TEST(LocalCommunicator, AReceiverOfABroadcastWaitsPastTheDeadline) {
+  const auto statuses = RunRanks(3, Impatient(), [](Communicator& comm) {
+    std::vector<std::byte> message;
+    if (comm.rank() == 0) {
+      std::this_thread::sleep_for(milliseconds(350));
+      message.resize(5);
+    }
+    absl::Status s = comm.Broadcast(message);
+    if (s.ok() && message.size() != 5) s = absl::InternalError("wrong length");
+    return s;
+  });
+  for (const absl::Status& s : statuses) EXPECT_TRUE(s.ok()) << s;
+}
+
+TEST(LocalCommunicator, AReceiverWakesWhenTheSenderGoes) {
+  const auto statuses = RunRanks(2, CommOptions{}, [](Communicator& comm) -> absl::Status {
+    std::vector<std::byte> message;
+    if (comm.rank() == 0) return absl::OkStatus();
+    return comm.Broadcast(message);
+  });
+  EXPECT_EQ(statuses[1].code(), absl::StatusCode::kAborted) << statuses[1];
+}
+
+TEST(LocalCommunicator, TheDeadlineOfABroadcastRunsFromItsArrival) {
+  const auto statuses = RunRanks(3, Impatient(), [](Communicator& comm) -> absl::Status {
+    std::vector<std::byte> message;
+    if (comm.rank() == 2) {
+      std::this_thread::sleep_for(milliseconds(600));
+      return absl::OkStatus();
+    }
+    if (comm.rank() == 0) std::this_thread::sleep_for(milliseconds(200));
+    return comm.Broadcast(message);
+  });
+  for (const int r : {0, 1}) {
+    EXPECT_EQ(statuses[r].code(), absl::StatusCode::kDeadlineExceeded) << statuses[r];
+    EXPECT_THAT(std::string(statuses[r].message()), HasSubstr("broadcast: rank 2 did not come"));
+  }
+}
+
+TEST(LocalCommunicator, IdleTimeBeforeABroadcastIsNeitherWaitingNorTransfer) {
+  const auto statuses = RunRanks(2, CommOptions{}, [](Communicator& comm) -> absl::Status {
+    std::vector<std::byte> message;
+    if (comm.rank() == 0) std::this_thread::sleep_for(milliseconds(300));
+    if (absl::Status s = comm.Broadcast(message); !s.ok()) return s;
+    const CommStats stats = comm.TakeStats();
+    if (stats.wait_seconds + stats.transfer_seconds < 0.15) return absl::OkStatus();
+    return absl::InternalError("idle time was counted");
+  });
+  for (const absl::Status& s : statuses) EXPECT_TRUE(s.ok()) << s;
+}
+
+TEST(LocalCommunicator, RanksThatCallDifferentOperationsAreToldSo) {
+  const auto statuses = RunRanks(2, CommOptions{}, [](Communicator& comm) -> absl::Status {
+    if (comm.rank() == 0) return comm.Barrier();
+    return comm.GatherRecords({}, {});
+  });
+  for (const absl::Status& s : statuses) {
+    EXPECT_EQ(s.code(), absl::StatusCode::kInternal);
+    EXPECT_THAT(
+        std::string(s.message()),
+        HasSubstr("rank 0 calls barrier (count 0, root 0), rank 1 calls gather of records"));
+  }
+}
+
+TEST(LocalCommunicator, RanksThatDisagreeAboutTheCountAreToldSo) {
+  const auto statuses = RunRanks(3, CommOptions{}, [](Communicator& comm) {
+    InlineStream stream;
+    Buffer row = HostFloats(8);
+    std::fill_n(reinterpret_cast<float*>(row.data()), 8, 0.0f);
+    return comm.AllReduceSum({&row, 0}, comm.rank() == 1 ? 7 : 8, stream);
+  });
+  for (const absl::Status& s : statuses) {
+    EXPECT_THAT(std::string(s.message()), HasSubstr("ranks disagree")) << s;
+  }
+}
+
+TEST(LocalCommunicator, AViewThatIsTooShortEndsTheWorldWithASentence) {
+  const auto statuses = RunRanks(2, CommOptions{}, [](Communicator& comm) {
+    InlineStream stream;
+    Buffer row = HostFloats(8);
+    std::fill_n(reinterpret_cast<float*>(row.data()), 8, 0.0f);
+    return comm.AllReduceSum({&row, comm.rank() == 1 ? 4u : 0u}, 8, stream);
+  });
+  for (const absl::Status& s : statuses) {
+    EXPECT_THAT(std::string(s.message()),
+                HasSubstr("rank 1: all-reduce of 8 values, but its view holds 7"));
+  }
+}
+
+}  // namespace
+}  // namespace metattn
