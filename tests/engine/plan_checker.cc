@@ -1,0 +1,139 @@
+#include "tests/engine/plan_checker.h"
+
+#include "absl/strings/str_format.h"
+
+namespace metattn {
+
+PlanChecker::PlanChecker(std::int64_t blocks, int max_sequences, int max_batch_tokens)
+    : blocks_(blocks),
+      max_sequences_(max_sequences),
+      max_batch_tokens_(max_batch_tokens),
+      store_(static_cast<std::size_t>(blocks), std::vector<Slot>(kBlockTokens)) {}
+
+std::uint64_t PlanChecker::Extend(std::uint64_t history, std::int32_t token, std::uint8_t route) {
+  std::uint64_t x = history ^ (static_cast<std::uint64_t>(static_cast<std::uint32_t>(token)) << 8 |
+                               static_cast<std::uint64_t>(route));
+  x += 0x9E3779B97F4A7C15u;  // SplitMix64
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+  return x ^ (x >> 31);
+}
+
+std::string PlanChecker::Check(const StepPlan& plan) {
+  std::string error = CheckShape(plan);
+  if (error.empty()) error = CheckWriters(plan);
+  if (error.empty()) error = Write(plan);
+  if (error.empty()) error = Read(plan);
+  return error;
+}
+
+std::string PlanChecker::CheckShape(const StepPlan& plan) const {
+  if (plan.kind != StepKind::kForward) return "not a forward step";
+  if (plan.step <= last_step_) return "step numbers do not grow";
+  if (plan.sequences.empty() || plan.tokens.empty()) return "empty plan";
+  if (plan.sequences.size() > static_cast<std::size_t>(max_sequences_)) return "too many sequences";
+  if (plan.tokens.size() > static_cast<std::size_t>(max_batch_tokens_)) return "over the budget";
+  if (plan.route.size() != plan.tokens.size()) return "one route per row";
+  std::int64_t rows = 0;
+  std::set<std::uint64_t> ids;
+  std::set<std::int32_t> last_rows;
+  for (const StepSequence& s : plan.sequences) {
+    if (s.rows < 1 || s.start < 0) return absl::StrFormat("sequence %d: start or rows", s.id);
+    if (!ids.insert(s.id).second) return absl::StrFormat("sequence %d twice", s.id);
+    rows += s.rows;
+    last_rows.insert(static_cast<std::int32_t>(rows) - 1);
+    const int needed = (s.start + s.rows + kBlockTokens - 1) / kBlockTokens;
+    if (static_cast<int>(s.blocks.size()) != needed) {
+      return absl::StrFormat("sequence %d: %d blocks instead of %d", s.id, s.blocks.size(), needed);
+    }
+    std::set<std::int32_t> own;
+    for (const std::int32_t b : s.blocks) {
+      if (b < 0 || b >= blocks_) return absl::StrFormat("block %d", b);
+      if (!own.insert(b).second) return absl::StrFormat("sequence %d has block %d twice", s.id, b);
+    }
+  }
+  if (rows != static_cast<std::int64_t>(plan.tokens.size())) return "rows and tokens differ";
+  std::int32_t previous = -1;
+  for (const std::int32_t row : plan.logit_rows) {
+    if (row <= previous) return "logit rows do not ascend";
+    if (!last_rows.contains(row)) return "logits of a row that is not a sequence's last";
+    previous = row;
+  }
+  return {};
+}
+
+// A block written in this step belongs to one sequence only.
+std::string PlanChecker::CheckWriters(const StepPlan& plan) const {
+  std::map<std::int32_t, std::uint64_t> writer;
+  for (const StepSequence& s : plan.sequences) {
+    for (std::size_t i = static_cast<std::size_t>(s.start / kBlockTokens); i < s.blocks.size();
+         ++i) {
+      if (!writer.emplace(s.blocks[i], s.id).second) {
+        return absl::StrFormat("block %d has two writers", s.blocks[i]);
+      }
+    }
+  }
+  for (const StepSequence& s : plan.sequences) {
+    for (const std::int32_t b : s.blocks) {
+      const auto found = writer.find(b);
+      if (found != writer.end() && found->second != s.id) {
+        return absl::StrFormat("block %d is read by %d and written by %d", b, s.id, found->second);
+      }
+    }
+  }
+  return {};
+}
+
+std::string PlanChecker::Write(const StepPlan& plan) {
+  std::size_t row = 0;
+  for (const StepSequence& s : plan.sequences) {
+    std::uint64_t history = 0;
+    if (s.start > 0) {
+      const int before = s.start - 1;
+      history = store_[static_cast<std::size_t>(s.blocks[static_cast<std::size_t>(
+          before / kBlockTokens)])][static_cast<std::size_t>(before % kBlockTokens)]
+                    .history;
+    }
+    for (int position = s.start; position < s.start + s.rows; ++position, ++row) {
+      history = Extend(history, plan.tokens[row], plan.route[row]);
+      const auto block =
+          static_cast<std::size_t>(s.blocks[static_cast<std::size_t>(position / kBlockTokens)]);
+      store_[block][static_cast<std::size_t>(position % kBlockTokens)] = {
+          plan.tokens[row], position, plan.route[row], history};
+    }
+  }
+  last_step_ = plan.step;
+  return {};
+}
+
+// Every row must find, through its table, slots 0 .. its position in order with one history.
+std::string PlanChecker::Read(const StepPlan& plan) {
+  contexts_.clear();
+  std::size_t row = 0, next_logit = 0;
+  for (const StepSequence& s : plan.sequences) {
+    std::uint64_t history = 0;
+    std::vector<std::int32_t> context;
+    const std::uint8_t route = plan.route[row];
+    for (int position = 0; position < s.start + s.rows; ++position) {
+      const auto block =
+          static_cast<std::size_t>(s.blocks[static_cast<std::size_t>(position / kBlockTokens)]);
+      const Slot& slot = store_[block][static_cast<std::size_t>(position % kBlockTokens)];
+      history = Extend(history, slot.token, slot.route);
+      if (slot.position != position || slot.history != history) {
+        return absl::StrFormat("sequence %d: position %d holds what was computed elsewhere", s.id,
+                               position);
+      }
+      if (slot.route != route) return absl::StrFormat("sequence %d mixes routes", s.id);
+      context.push_back(slot.token);
+    }
+    row += static_cast<std::size_t>(s.rows);
+    if (next_logit < plan.logit_rows.size() &&
+        plan.logit_rows[next_logit] == static_cast<std::int32_t>(row) - 1) {
+      contexts_.push_back(std::move(context));
+      ++next_logit;
+    }
+  }
+  return {};
+}
+
+}  // namespace metattn
