@@ -28,9 +28,11 @@ class ChatTemplate {
   // The prompt, ending where the assistant's answer begins.
   absl::StatusOr<std::vector<std::int32_t>> Apply(const Tokenizer& tokenizer,
                                                   std::span<const ChatMessage> messages) const;
-  std::string_view name() const { return name_; }  // "smollm2", "chatml", "qwen2", "llama3"
+  // "smollm2", "qwen2.5", "qwen2", "chatml" or "llama3".
+  std::string_view name() const { return name_; }
 
  private:
+  ChatTemplate() = default;
   std::string_view name_;
 };
 

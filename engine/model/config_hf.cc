@@ -21,6 +21,8 @@ struct Family {
   std::string_view model_class;
   std::string_view architecture;
 };
+constexpr const char* kOriginal = "original_max_position_embeddings";
+
 constexpr std::array<Family, 4> kFamilies = {{{"LlamaForCausalLM", "llama"},
                                               {"MistralForCausalLM", "mistral"},
                                               {"Qwen2ForCausalLM", "qwen2"},
@@ -167,11 +169,18 @@ absl::Status ReadScaling(const ConfigKeys& scaling, const ConfigKeys& keys,
   }
   METATTN_ASSIGN_OR_RETURN(const auto trained,
                            keys.Int("max_position_embeddings", 1, kMaxPositions));
+  // Beside the scaling's own key some files have one at the top, which then counts.
+  const bool outer = type != "linear" && keys.Has(kOriginal);
   METATTN_ASSIGN_OR_RETURN(
       rope.original_positions,
-      scaling.Int("original_max_position_embeddings", 1, kMaxPositions,
-                  type == "llama3" ? std::nullopt : std::optional<std::int64_t>(trained)));
-  METATTN_ASSIGN_OR_RETURN(rope.factor, scaling.Number("factor", 1.0, kMaxRopeFactor));
+      (outer ? keys : scaling)
+          .Int(kOriginal, 1, kMaxPositions,
+               type == "llama3" ? std::nullopt : std::optional<std::int64_t>(trained)));
+  std::optional<double> ratio;  // YaRN's factor may be left to follow from the lengths
+  if (type == "yarn" && rope.original_positions < trained) {
+    ratio = static_cast<double>(trained) / static_cast<double>(rope.original_positions);
+  }
+  METATTN_ASSIGN_OR_RETURN(rope.factor, scaling.Number("factor", 1.0, kMaxRopeFactor, ratio));
   if (type == "llama3") {
     METATTN_ASSIGN_OR_RETURN(rope.low_freq_factor, scaling.Number("low_freq_factor", 1e-3, 1e6));
     METATTN_ASSIGN_OR_RETURN(rope.high_freq_factor, scaling.Number("high_freq_factor", 1e-3, 1e6));
@@ -185,10 +194,15 @@ absl::Status ReadScaling(const ConfigKeys& scaling, const ConfigKeys& keys,
   return absl::OkStatus();
 }
 
+absl::Status CheckWholeHeads(const ConfigKeys& keys) {
+  METATTN_ASSIGN_OR_RETURN(const double part, keys.Number("partial_rotary_factor", 0, 1, 1.0));
+  if (part == 1.0) return absl::OkStatus();
+  return keys.Unsupported("partial_rotary_factor", "must be 1");
+}
+
 absl::Status ReadRope(const ConfigKeys& keys, const Json& json, DeclaredConfig& declared) {
   ModelConfig& c = declared.config;
-  METATTN_ASSIGN_OR_RETURN(const double part, keys.Number("partial_rotary_factor", 0, 1, 1.0));
-  if (part != 1.0) return keys.Unsupported("partial_rotary_factor", "must be 1");
+  METATTN_RETURN_IF_ERROR(CheckWholeHeads(keys));
   c.rotary_dim = declared.rope.rotary_dim = c.head_dim;
   c.rope_scaling = "none";
   // Newer files hold everything in rope_parameters, older ones in rope_theta and rope_scaling.
