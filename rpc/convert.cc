@@ -12,6 +12,7 @@ namespace metattn {
 namespace {
 
 constexpr std::size_t kMaxRepeated = 1024;  // logit_bias, stop_token_ids
+constexpr int kMaxStopStrings = 16;
 
 absl::Status Bad(const std::string& field, const std::string& what) {
   return absl::InvalidArgumentError(absl::StrCat(field, ": ", what));
@@ -96,12 +97,16 @@ absl::Status CheckWireSampling(const v1::SamplingParams& wire, const ServedModel
     return Bad("sampling.logprobs", absl::StrFormat("%d is outside [0, 20]", wire.logprobs()));
   }
   if (wire.logit_bias_size() > static_cast<int>(kMaxRepeated)) {
-    return Bad("sampling.logit_bias", absl::StrFormat("%d entries, at most %d",
-                                                      wire.logit_bias_size(), kMaxRepeated));
+    return Bad("sampling.logit_bias",
+               absl::StrFormat("%d entries, at most %d", wire.logit_bias_size(), kMaxRepeated));
+  }
+  if (wire.stop_size() > kMaxStopStrings) {
+    return Bad("sampling.stop",
+               absl::StrFormat("%d strings, at most %d", wire.stop_size(), kMaxStopStrings));
   }
   if (wire.stop_token_ids_size() > static_cast<int>(kMaxRepeated)) {
-    return Bad("sampling.stop_token_ids", absl::StrFormat("%d entries, at most %d",
-                                                          wire.stop_token_ids_size(), kMaxRepeated));
+    return Bad("sampling.stop_token_ids",
+               absl::StrFormat("%d entries, at most %d", wire.stop_token_ids_size(), kMaxRepeated));
   }
   return absl::OkStatus();
 }

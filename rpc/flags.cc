@@ -33,7 +33,8 @@ absl::StatusOr<std::string> ReadPrompt(const GenerateFlags& flags, std::istream&
     return std::string(std::istreambuf_iterator<char>(input), {});
   }
   std::ifstream file(flags.prompt_file, std::ios::binary);
-  if (!file) return absl::NotFoundError(absl::StrCat("--prompt-file: cannot read ", flags.prompt_file));
+  if (!file)
+    return absl::NotFoundError(absl::StrCat("--prompt-file: cannot read ", flags.prompt_file));
   std::ostringstream text;
   text << file.rdbuf();
   return text.str();
@@ -101,7 +102,9 @@ void AddEngineFlags(CLI::App& app, EngineOptions* options) {
   AddFlag(app, "--kv-cache-memory", options->kv_cache_bytes,
           "bytes per rank (512MiB, 2GiB, ...); 0: a quarter of what is free")
       ->transform(CLI::AsSizeValue(false));
-  app.add_flag("!--no-prefix-reuse", options->prefix_reuse, "compute every prompt from its start")
+  app.add_flag_function(
+         "--no-prefix-reuse", [options](std::int64_t on) { options->prefix_reuse = on <= 0; },
+         "compute every prompt from its start")
       ->envname(EnvironmentName("--no-prefix-reuse"));
   AddRouteFlag(app, &options->route);
   AddFlag(app, "--chat-template", options->chat_template,
@@ -180,9 +183,7 @@ std::optional<int> Parse(CLI::App& app, int argc, char** argv) {
     return std::nullopt;
   } catch (const CLI::ParseError& error) {
     if (!IsFirstRank()) return error.get_exit_code();
-    std::ostringstream quiet;
-    const bool help = error.get_exit_code() == 0;
-    return app.exit(error, help ? std::cout : std::cerr, std::cerr);
+    return app.exit(error, std::cout, std::cerr);
   }
 }
 

@@ -128,10 +128,10 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   std::optional<std::uint64_t> id_;
   v1::GenerateResponse pending_;
   bool has_pending_ = false;
-  grpc::ByteBuffer out_;   // of the write in flight
+  grpc::ByteBuffer out_;  // of the write in flight
   bool writing_ = false;
-  bool broken_ = false;    // the client is gone
-  bool ended_ = false;     // the engine sent the last event
+  bool broken_ = false;  // the client is gone
+  bool ended_ = false;   // the engine sent the last event
   absl::Status final_;
   bool finished_ = false;  // Finish was called
 };
@@ -155,7 +155,8 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Generate(
   }
   auto call = std::make_shared<GenerateCall>(*std::move(served), observer_);
   call->Start(context, *request);
-  return call.get();  // alive through its own reference until OnDone, which comes after this returns
+  return call
+      .get();  // alive through its own reference until OnDone, which comes after this returns
 }
 
 grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext* context,

@@ -14,6 +14,7 @@
 #include "absl/strings/str_format.h"
 #include "google/protobuf/util/message_differencer.h"
 #include "rpc/convert.h"
+#include "rpc/job_replay.h"
 #include "spdlog/spdlog.h"
 
 namespace metattn {
@@ -46,18 +47,15 @@ static_assert(static_cast<int>(JobStatus::kSucceeded) == v1::JOB_STATE_SUCCEEDED
 static_assert(static_cast<int>(JobStatus::kFailed) == v1::JOB_STATE_FAILED);
 static_assert(static_cast<int>(JobStatus::kCancelled) == v1::JOB_STATE_CANCELLED);
 
-// A job that has not ended. `replay` is what an earlier run of it stored.
+// A job that has not ended.
 struct Live {
   StoredJob job;
   GenerationRequest request;
   std::optional<std::uint64_t> engine_id;
   bool in_engine = false;
-  bool cancelled = false;  // a client asked
+  bool cancelled = false;     // a client asked
   std::int64_t produced = 0;  // tokens of this run
-
-  std::vector<std::int32_t> replay_tokens;
-  std::string replay_text;
-  std::vector<OutputChunk> replayed;  // this run's chunks while it repeats the stored ones
+  JobReplay replay;           // active while this run repeats what an earlier one stored
 };
 
 struct Event {
@@ -93,9 +91,9 @@ class Runner final : public JobRunner {
 
   absl::StatusOr<v1::Job> Submit(const v1::SubmitJobRequest& submit) override {
     if (submit.idempotency_key().size() > kMaxIdempotencyKeyBytes) {
-      return absl::InvalidArgumentError(
-          absl::StrFormat("idempotency_key: %d bytes, at most %d", submit.idempotency_key().size(),
-                          kMaxIdempotencyKeyBytes));
+      return absl::InvalidArgumentError(absl::StrFormat("idempotency_key: %d bytes, at most %d",
+                                                        submit.idempotency_key().size(),
+                                                        kMaxIdempotencyKeyBytes));
     }
     if (!submit.has_request()) return absl::InvalidArgumentError("request: is missing");
     v1::GenerateRequest wire = submit.request();
@@ -263,8 +261,8 @@ class Runner final : public JobRunner {
     v1::GenerateRequest before;
     if (!before.ParseFromString((*known)->request) ||
         !google::protobuf::util::MessageDifferencer::Equals(before, wire)) {
-      return absl::AlreadyExistsError(absl::StrCat(
-          "idempotency_key: '", key, "' belongs to job ", (*known)->id, ", whose request differs"));
+      return absl::AlreadyExistsError(absl::StrCat("idempotency_key: '", key, "' belongs to job ",
+                                                   (*known)->id, ", whose request differs"));
     }
     return known;
   }
@@ -299,10 +297,7 @@ class Runner final : public JobRunner {
     }
     auto chunks = store_->Read(job.id, 0, -1, -1);
     if (!chunks.ok()) return chunks.status();
-    for (const OutputChunk& chunk : *chunks) {
-      live.replay_tokens.insert(live.replay_tokens.end(), chunk.tokens.begin(), chunk.tokens.end());
-      live.replay_text += chunk.text;
-    }
+    live.replay = JobReplay(*chunks);
     live.request.sampling.seed = job.seed;
     live.job = std::move(job);
     const std::string id = live.job.id;
@@ -318,9 +313,7 @@ class Runner final : public JobRunner {
       std::deque<Event> events;
       {
         std::unique_lock lock(inbox_->mutex);
-        const auto ready = [&] {
-          return inbox_->stop || inbox_->poked || !inbox_->events.empty();
-        };
+        const auto ready = [&] { return inbox_->stop || inbox_->poked || !inbox_->events.empty(); };
         if (retry) {
           inbox_->wake.wait_for(lock, std::chrono::milliseconds(100), ready);
         } else if (!started_) {
@@ -360,10 +353,10 @@ class Runner final : public JobRunner {
     chunk.text = event.event.text;
     live.produced += static_cast<std::int64_t>(chunk.tokens.size());
     const bool last = event.event.finish != FinishReason::kNone;
-    if (live.replay_tokens.empty()) {
-      AddOutput(event.job, std::move(chunk));
-    } else {
+    if (live.replay.active()) {
       Replay(live, std::move(chunk), last);
+    } else {
+      AddOutput(event.job, std::move(chunk));
     }
     if (last) EndLive(it, event.event);
   }
@@ -374,38 +367,21 @@ class Runner final : public JobRunner {
     outputs_.push_back({job, std::move(chunk)});
   }
 
-  // Compares this run with the stored one until it has passed it.
   void Replay(Live& live, OutputChunk chunk, bool last) {
-    live.replayed.push_back(std::move(chunk));
-    std::vector<std::int32_t> tokens;
-    std::string text;
-    for (const OutputChunk& c : live.replayed) {
-      tokens.insert(tokens.end(), c.tokens.begin(), c.tokens.end());
-      text += c.text;
+    switch (live.replay.Add(std::move(chunk), last)) {
+      case JobReplay::Outcome::kRepeats:
+        return;
+      case JobReplay::Outcome::kPassed:
+        AddOutput(live.job.id, live.replay.rest());
+        break;
+      case JobReplay::Outcome::kDiffers:
+        spdlog::warn("job {}: the run after a restart differs from what was stored and replaces it",
+                     live.job.id);
+        replaced_.emplace_back(live.job.id, live.replay.run());
+        touched_.push_back(live.job.id);
+        break;
     }
-    const std::size_t common = std::min(tokens.size(), live.replay_tokens.size());
-    const bool same =
-        std::equal(tokens.begin(), tokens.begin() + common, live.replay_tokens.begin()) &&
-        text.compare(0, std::min(text.size(), live.replay_text.size()), live.replay_text, 0,
-                     std::min(text.size(), live.replay_text.size())) == 0;
-    const bool passed = tokens.size() >= live.replay_tokens.size() &&
-                        text.size() >= live.replay_text.size();
-    if (same && passed) {
-      OutputChunk rest;
-      rest.offset = static_cast<std::int64_t>(live.replay_tokens.size());
-      rest.tokens.assign(tokens.begin() + common, tokens.end());
-      rest.text = text.substr(live.replay_text.size());
-      AddOutput(live.job.id, std::move(rest));
-    } else if (!same || last) {
-      spdlog::warn("job {}: the run after a restart differs from what was stored, which is replaced",
-                   live.job.id);
-      replaced_.emplace_back(live.job.id, live.replayed);
-      touched_.push_back(live.job.id);
-    } else {
-      return;
-    }
-    live.replay_tokens.clear();
-    live.replayed.clear();
+    live.replay = JobReplay();
   }
 
   void EndLive(std::map<std::string, Live>::iterator it, const GenerationEvent& last) {
@@ -421,7 +397,7 @@ class Runner final : public JobRunner {
       return;
     }
     const absl::Status status = FinalStatus(last);
-    live.job.status = status.ok()                                  ? JobStatus::kSucceeded
+    live.job.status = status.ok()                               ? JobStatus::kSucceeded
                       : last.finish == FinishReason::kCancelled ? JobStatus::kCancelled
                                                                 : JobStatus::kFailed;
     live.job.finish = metattn::ToWire(last).SerializeAsString();
@@ -511,14 +487,14 @@ class Runner final : public JobRunner {
         ++in_engine_;
       }
       if (auto s = store_->SetStatus(id, JobStatus::kRunning, attempts); !s.ok()) Complain(s);
-      auto engine_id = served_->engine->Submit(
-          std::move(request), [inbox = inbox_, id](const GenerationEvent& event) {
-            {
-              std::lock_guard lock(inbox->mutex);
-              inbox->events.push_back({id, event});
-            }
-            inbox->wake.notify_one();
-          });
+      auto engine_id = served_->engine->Submit(std::move(request),
+                                               [inbox = inbox_, id](const GenerationEvent& event) {
+                                                 {
+                                                   std::lock_guard lock(inbox->mutex);
+                                                   inbox->events.push_back({id, event});
+                                                 }
+                                                 inbox->wake.notify_one();
+                                               });
       if (!TookIn(id, engine_id)) return false;
     }
   }
@@ -536,9 +512,9 @@ class Runner final : public JobRunner {
       return true;
     }
     const absl::StatusCode code = engine_id.status().code();
-    const bool full = code == absl::StatusCode::kUnavailable ||
-                      (code == absl::StatusCode::kResourceExhausted &&
-                       served_->engine->Snapshot().queued > 0);
+    const bool full =
+        code == absl::StatusCode::kUnavailable ||
+        (code == absl::StatusCode::kResourceExhausted && served_->engine->Snapshot().queued > 0);
     if (full) {  // its turn comes again
       --in_engine_;
       --live.job.attempts;

@@ -28,8 +28,8 @@ inline constexpr int kMaxIdempotencyKeyBytes = 128;
 
 struct JobRunnerOptions {
   static constexpr int kMaxAttempts = 3;
-  int max_in_engine = 64;    // jobs handed to the engine at a time
-  int max_waiting = 10000;   // jobs stored and not ended; past it RESOURCE_EXHAUSTED
+  int max_in_engine = 64;           // jobs handed to the engine at a time
+  int max_waiting = 10000;          // jobs stored and not ended; past it RESOURCE_EXHAUSTED
   double commit_interval_s = 0.02;  // at least between two commits of output
 };
 

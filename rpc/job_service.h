@@ -17,10 +17,9 @@
 
 namespace metattn {
 
-using RawJobService =
-    v1::JobService::WithRawCallbackMethod_Submit<v1::JobService::WithRawCallbackMethod_Get<
-        v1::JobService::WithRawCallbackMethod_Watch<
-            v1::JobService::WithRawCallbackMethod_Cancel<v1::JobService::Service>>>>;
+using RawJobService = v1::JobService::WithRawCallbackMethod_Submit<
+    v1::JobService::WithRawCallbackMethod_Get<v1::JobService::WithRawCallbackMethod_Watch<
+        v1::JobService::WithRawCallbackMethod_Cancel<v1::JobService::Service>>>>;
 
 class JobService final : public RawJobService {
  public:

@@ -54,7 +54,8 @@ class Statement {
   Statement& operator=(const Statement&) = delete;
 
   Statement& Text(const std::string& v) {
-    if (ok_) sqlite3_bind_text(stmt_, ++next_, v.data(), static_cast<int>(v.size()), SQLITE_TRANSIENT);
+    if (ok_)
+      sqlite3_bind_text(stmt_, ++next_, v.data(), static_cast<int>(v.size()), SQLITE_TRANSIENT);
     return *this;
   }
   Statement& TextOrNull(const std::string& v) {
@@ -135,8 +136,8 @@ class SqliteJobStore final : public JobStore {
 
   absl::Status Insert(const StoredJob& job) override {
     std::lock_guard lock(mutex_);
-    Statement insert(db_, absl::StrCat("INSERT INTO jobs (", kJobColumns,
-                                       ") VALUES (?,?,?,?,?,?,?,?,?,?,?)"));
+    Statement insert(
+        db_, absl::StrCat("INSERT INTO jobs (", kJobColumns, ") VALUES (?,?,?,?,?,?,?,?,?,?,?)"));
     insert.Text(job.id).TextOrNull(job.idempotency_key).Blob(job.request);
     insert.Int(static_cast<int>(job.status)).Int(job.priority).Int(job.attempts);
     insert.Int(static_cast<std::int64_t>(job.seed)).Blob(job.finish).Text(job.error);
@@ -153,7 +154,8 @@ class SqliteJobStore final : public JobStore {
     Statement get(db_, absl::StrCat("SELECT ", kJobColumns, " FROM jobs WHERE id=?"));
     const int rc = get.Text(id).Step();
     if (rc == SQLITE_ROW) return RowToJob(get);
-    if (rc == SQLITE_DONE) return absl::NotFoundError(absl::StrCat("id: there is no job '", id, "'"));
+    if (rc == SQLITE_DONE)
+      return absl::NotFoundError(absl::StrCat("id: there is no job '", id, "'"));
     return Error("reading a job");
   }
 

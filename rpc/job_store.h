@@ -27,10 +27,10 @@ struct StoredJob {
   std::string idempotency_key;  // empty: none; otherwise unique
   std::string request;          // bytes
   JobStatus status = JobStatus::kQueued;
-  std::int32_t priority = 0;    // lower first
-  std::int32_t attempts = 0;    // times it was started and did not come to an end
-  std::uint64_t seed = 0;       // drawn at submission where the request had none
-  std::string finish;           // bytes, when it ended
+  std::int32_t priority = 0;  // lower first
+  std::int32_t attempts = 0;  // times it was started and did not come to an end
+  std::uint64_t seed = 0;     // drawn at submission where the request had none
+  std::string finish;         // bytes, when it ended
   std::string error;
   std::int64_t created_us = 0;  // since 1970
   std::int64_t ended_us = 0;    // 0: has not ended

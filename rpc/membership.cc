@@ -20,6 +20,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
@@ -198,9 +199,8 @@ class ServerEnd final : public MembershipServer {
   absl::Status WaitForAll() override {
     std::unique_lock lock(roster_->mutex);
     const bool all = roster_->changed.wait_for(
-        lock, std::chrono::duration<double>(timeout_s_), [&] {
-          return static_cast<int>(roster_->attached.size()) == roster_->expected;
-        });
+        lock, std::chrono::duration<double>(timeout_s_),
+        [&] { return static_cast<int>(roster_->attached.size()) == roster_->expected; });
     if (all) return absl::OkStatus();
     std::vector<int> missing;
     for (int rank = 1; rank <= roster_->expected; ++rank) {
@@ -328,9 +328,7 @@ class Joined final : public Membership {
  public:
   std::unique_ptr<MembershipServer> server;  // rank 0 of several
   std::unique_ptr<MembershipClient> client;  // the others
-  bool lost() const override {
-    return (server && server->lost()) || (client && client->lost());
-  }
+  bool lost() const override { return (server && server->lost()) || (client && client->lost()); }
   void Leave() override {
     if (server) server->Leave();
     if (client) client->Leave();
@@ -338,6 +336,7 @@ class Joined final : public Membership {
 };
 
 constexpr std::size_t kHostBytes = 256;
+constexpr char kFromRoot[] = "rank 0: ";
 
 // Rank 0: whether all ranks run on this host. Collective.
 absl::StatusOr<bool> OneHost(Communicator& comm, const std::string& host) {
@@ -410,7 +409,7 @@ absl::Status JoinAsWorker(const MembershipOptions& options, Communicator& comm, 
   if (!start.ok()) return start.status();
   const auto code = static_cast<absl::StatusCode>(start->value("code", 2));
   if (code != absl::StatusCode::kOk) {
-    return absl::Status(code, absl::StrCat("rank 0: ", start->value("message", "")));
+    return absl::Status(code, absl::StrCat(kFromRoot, start->value("message", "")));
   }
   const auto bytes = start->value("token", std::vector<std::uint8_t>());
   const std::string token(bytes.begin(), bytes.end());
@@ -421,8 +420,8 @@ absl::Status JoinAsWorker(const MembershipOptions& options, Communicator& comm, 
   MembershipOptions attempt = options;
   attempt.join_timeout_s = options.join_timeout_s / std::max<std::size_t>(addresses.size(), 1);
   for (const std::string& address : addresses) {
-    auto client = MembershipClient::Attach(attempt, address, token,
-                                           {comm.rank(), host, static_cast<std::int64_t>(getpid())});
+    auto client = MembershipClient::Attach(
+        attempt, address, token, {comm.rank(), host, static_cast<std::int64_t>(getpid())});
     if (client.ok()) {
       joined->client = *std::move(client);
       return absl::OkStatus();
@@ -433,6 +432,10 @@ absl::Status JoinAsWorker(const MembershipOptions& options, Communicator& comm, 
 }
 
 }  // namespace
+
+bool IsFromRoot(const absl::Status& status) {
+  return absl::StartsWith(status.message(), kFromRoot);
+}
 
 absl::StatusOr<std::unique_ptr<MembershipServer>> MembershipServer::Start(
     const MembershipOptions& options, const std::string& host, int expected) {

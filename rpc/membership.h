@@ -40,6 +40,9 @@ class Membership {
   virtual void Leave() = 0;
 };
 
+// Whether Join's error is `problem`, known to every rank.
+bool IsFromRoot(const absl::Status& status);
+
 // The parts, apart from MPI, for Join and tests.
 struct WorkerIdentity {
   int rank = 0;

@@ -29,11 +29,11 @@ using prometheus::Histogram;
 using Buckets = Histogram::BucketBoundaries;
 
 // The field's standard bucket lists, so that dashboards and SLO tiles carry over.
-const Buckets kTimeToFirstToken = {.001, .005, .01, .02, .04, .06, .08, .1,  .25, .5,  .75,
-                                   1,    2.5,  5,   7.5, 10,  20,  40,  80,  160, 640, 2560};
-const Buckets kInterToken = {.01, .025, .05, .075, .1, .15, .2, .3, .4, .5,
-                             .75, 1,    2.5, 5,    7.5, 10, 20, 40, 80};
-const Buckets kRequest = {.3, .5, .8, 1,  1.5, 2,  2.5, 5,   10,  15,  20,
+const Buckets kTimeToFirstToken = {.001, .005, .01, .02, .04, .06, .08, .1, .25, .5,  .75,
+                                   1,    2.5,  5,   7.5, 10,  20,  40,  80, 160, 640, 2560};
+const Buckets kInterToken = {.01, .025, .05, .075, .1,  .15, .2, .3, .4, .5,
+                             .75, 1,    2.5, 5,    7.5, 10,  20, 40, 80};
+const Buckets kRequest = {.3, .5, .8, 1,  1.5, 2,   2.5, 5,   10,   15,  20,
                           30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680};
 const Buckets kStepRows = {1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384};
 const Buckets kStepSeconds = {.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30};
@@ -108,8 +108,8 @@ class PrometheusMetrics final : public Metrics, public prometheus::Collectable {
   absl::Status Listen(const MetricsOptions& options) {
     if (auto s = CheckPortFree(options.host, options.port, "--metrics-port"); !s.ok()) return s;
     const bool v6 = options.host.find(':') != std::string::npos;
-    const std::string address = absl::StrCat(v6 ? "[" : "", options.host, v6 ? "]:" : ":",
-                                             options.port);
+    const std::string address =
+        absl::StrCat(v6 ? "[" : "", options.host, v6 ? "]:" : ":", options.port);
     try {  // the library throws when it cannot listen
       exposer_ = std::make_unique<prometheus::Exposer>(address, 2);
     } catch (const std::exception& e) {
@@ -205,13 +205,14 @@ class PrometheusMetrics final : public Metrics, public prometheus::Collectable {
   void AddGauges(const prometheus::Labels& model) {
     queued_ = &GaugeFamily("metattn_requests_queued", "Requests waiting to run.").Add(model);
     running_ = &GaugeFamily("metattn_requests_running", "Requests being run.").Add(model);
-    kv_usage_ = &GaugeFamily("metattn_kv_cache_usage_ratio", "K/V blocks in use, 0 to 1.").Add(model);
-    jobs_waiting_ = &GaugeFamily("metattn_jobs_waiting", "Stored jobs not yet in the engine.")
-                         .Add(model);
+    kv_usage_ =
+        &GaugeFamily("metattn_kv_cache_usage_ratio", "K/V blocks in use, 0 to 1.").Add(model);
+    jobs_waiting_ =
+        &GaugeFamily("metattn_jobs_waiting", "Stored jobs not yet in the engine.").Add(model);
     jobs_running_ = &GaugeFamily("metattn_jobs_running", "Stored jobs in the engine.").Add(model);
-    step_age_ = &GaugeFamily("metattn_step_age_seconds",
-                             "Age of the step that runs now; 0 when idle.")
-                     .Add(model);
+    step_age_ =
+        &GaugeFamily("metattn_step_age_seconds", "Age of the step that runs now; 0 when idle.")
+             .Add(model);
     prometheus::Labels labels = model;
     labels["block_size"] = std::to_string(kBlockTokens);
     const std::int64_t blocks = sources_.engine ? sources_.engine().blocks_capacity : 0;
@@ -225,11 +226,12 @@ class PrometheusMetrics final : public Metrics, public prometheus::Collectable {
     auto& requests = CounterFamily("metattn_requests_total", "Ended requests by finish reason.");
     for (const FinishReason reason : kReasons) {
       prometheus::Labels labels = model;
-      labels["finished_reason"] = std::string(ReasonName(reason));
+      labels["reason"] = std::string(ReasonName(reason));
       finished_[reason] = &requests.Add(labels);
     }
     prompt_tokens_ =
-        &CounterFamily("metattn_prompt_tokens_total", "Prompt tokens of ended requests.").Add(model);
+        &CounterFamily("metattn_prompt_tokens_total", "Prompt tokens of ended requests.")
+             .Add(model);
     cached_tokens_ = &CounterFamily("metattn_prompt_tokens_cached_total",
                                     "Of those, tokens taken from reused blocks.")
                           .Add(model);
@@ -243,8 +245,8 @@ class PrometheusMetrics final : public Metrics, public prometheus::Collectable {
                                 "From submission to the first token.", model, kTimeToFirstToken);
     inter_token_ = AddHistogram("metattn_inter_token_latency_seconds",
                                 "Between two tokens of a request.", model, kInterToken);
-    end_to_end_ = AddHistogram("metattn_e2e_request_latency_seconds",
-                               "From submission to the end.", model, kRequest);
+    end_to_end_ = AddHistogram("metattn_e2e_request_latency_seconds", "From submission to the end.",
+                               model, kRequest);
     queue_time_ = AddHistogram("metattn_request_queue_time_seconds",
                                "From submission to the first step.", model, kRequest);
     request_prompt_ = AddHistogram("metattn_request_prompt_tokens", "Prompt length.", model,
@@ -254,8 +256,8 @@ class PrometheusMetrics final : public Metrics, public prometheus::Collectable {
   }
 
   void AddStepSeries(const prometheus::Labels& model) {
-    step_rows_ = AddHistogram("metattn_iteration_tokens", "Rows (tokens) of a step.", model,
-                              kStepRows);
+    step_rows_ =
+        AddHistogram("metattn_iteration_tokens", "Rows (tokens) of a step.", model, kStepRows);
     step_seconds_ = AddHistogram("metattn_step_seconds", "Forward pass of a step on rank 0.", model,
                                  kStepSeconds);
     rank_step_ = &CounterFamily("metattn_rank_step_seconds_total", "Time in forward passes.");
@@ -281,11 +283,10 @@ class PrometheusMetrics final : public Metrics, public prometheus::Collectable {
     prometheus::Labels full = labels, local = labels;
     full["mechanism"] = "full";
     local["mechanism"] = "local";
-    ranks_.push_back({&rank_step_->Add(labels), &rank_attention_->Add(labels),
-                      &rank_wait_->Add(labels), &rank_transfer_->Add(labels),
-                      &rank_read_->Add(labels), &rank_dense_->Add(labels),
-                      &rank_eligible_->Add(labels), &rank_routed_->Add(full),
-                      &rank_routed_->Add(local)});
+    ranks_.push_back(
+        {&rank_step_->Add(labels), &rank_attention_->Add(labels), &rank_wait_->Add(labels),
+         &rank_transfer_->Add(labels), &rank_read_->Add(labels), &rank_dense_->Add(labels),
+         &rank_eligible_->Add(labels), &rank_routed_->Add(full), &rank_routed_->Add(local)});
   }
 
   void ReadGauges() const {

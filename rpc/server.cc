@@ -99,8 +99,8 @@ absl::Status CheckPortFree(const std::string& host, int port, const std::string&
                                                     flag, " (0: any free)"));
 }
 
-absl::StatusOr<std::unique_ptr<Server>> Server::Start(
-    const ServerOptions& options, const std::vector<grpc::Service*>& services) {
+absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& options,
+                                                      const std::vector<grpc::Service*>& services) {
   if (auto s = CheckPortFree(options.host, options.port, options.port_flag); !s.ok()) return s;
   if (options.public_services) {
     grpc::EnableDefaultHealthCheckService(true);

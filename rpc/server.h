@@ -21,12 +21,12 @@ namespace metattn {
 
 struct ServerOptions {
   std::string host = "127.0.0.1";
-  int port = 8001;                         // 0: any free
-  std::string port_flag = "--grpc-port";   // for messages
-  int max_message_bytes = 16 << 20;        // received; more is RESOURCE_EXHAUSTED
-  int max_streams_per_connection = 2048;   // further calls of that connection wait
-  bool public_services = true;             // health and reflection
-  int keepalive_ms = 0;                    // > 0: ping idle peers this often, drop the silent ones
+  int port = 8001;                        // 0: any free
+  std::string port_flag = "--grpc-port";  // for messages
+  int max_message_bytes = 16 << 20;       // received; more is RESOURCE_EXHAUSTED
+  int max_streams_per_connection = 2048;  // further calls of that connection wait
+  bool public_services = true;            // health and reflection
+  int keepalive_ms = 0;                   // > 0: ping idle peers this often, drop the silent ones
 };
 
 class Server {
