@@ -27,7 +27,8 @@ constexpr double kInf = std::numeric_limits<double>::infinity();
 constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
 
 const Refusal kRefusals[] = {
-    {"unknown model", [](auto* r) { r->set_model("nobody"); }, absl::StatusCode::kNotFound, "model"},
+    {"unknown model", [](auto* r) { r->set_model("nobody"); }, absl::StatusCode::kNotFound,
+     "model"},
     {"no input", [](auto* r) { r->clear_input(); }, kInvalid, "input"},
     {"empty text", [](auto* r) { r->set_text(""); }, kInvalid, "text"},
     {"no token ids", [](auto* r) { r->mutable_tokens(); }, kInvalid, "tokens.ids"},

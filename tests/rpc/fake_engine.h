@@ -204,7 +204,8 @@ class FakeEngine final : public Engine {
   void Generate(Live& live, GenerationEvent* event) {
     GeneratedToken token;
     token.id = TokenAt(live.request, live.generated);
-    for (int i = 0; i < live.request.sampling.logprobs; ++i) token.top.push_back({token.id + i, -1});
+    for (int i = 0; i < live.request.sampling.logprobs; ++i)
+      token.top.push_back({token.id + i, -1});
     if (live.request.sampling.logprobs >= 0) token.logprob = -0.5f;
     event->text = std::string(1, static_cast<char>(token.id));
     event->tokens.push_back(std::move(token));

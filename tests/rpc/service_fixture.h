@@ -18,8 +18,7 @@ namespace metattn {
 
 // Polls until `condition`; false after ten seconds.
 inline bool Eventually(const std::function<bool()>& condition, double seconds = 10) {
-  const auto until =
-      std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
+  const auto until = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
   while (!condition()) {
     if (std::chrono::steady_clock::now() > until) return false;
     std::this_thread::sleep_for(std::chrono::milliseconds(2));
