@@ -6,14 +6,13 @@
 #include <deque>
 #include <map>
 #include <mutex>
-#include <random>
 #include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "google/protobuf/util/message_differencer.h"
 #include "rpc/convert.h"
+#include "rpc/job_records.h"
 #include "rpc/job_replay.h"
 #include "spdlog/spdlog.h"
 
@@ -21,31 +20,6 @@ namespace metattn {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-std::int64_t NowMicros() {
-  return std::chrono::duration_cast<std::chrono::microseconds>(
-             std::chrono::system_clock::now().time_since_epoch())
-      .count();
-}
-
-std::uint64_t Random64() {
-  std::random_device device;
-  return static_cast<std::uint64_t>(device()) << 32 | device();
-}
-
-google::protobuf::Timestamp ToTimestamp(std::int64_t micros) {
-  google::protobuf::Timestamp t;
-  t.set_seconds(micros / 1000000);
-  t.set_nanos(static_cast<std::int32_t>(micros % 1000000) * 1000);
-  return t;
-}
-
-v1::JobState ToWire(JobStatus status) { return static_cast<v1::JobState>(status); }
-static_assert(static_cast<int>(JobStatus::kQueued) == v1::JOB_STATE_QUEUED);
-static_assert(static_cast<int>(JobStatus::kRunning) == v1::JOB_STATE_RUNNING);
-static_assert(static_cast<int>(JobStatus::kSucceeded) == v1::JOB_STATE_SUCCEEDED);
-static_assert(static_cast<int>(JobStatus::kFailed) == v1::JOB_STATE_FAILED);
-static_assert(static_cast<int>(JobStatus::kCancelled) == v1::JOB_STATE_CANCELLED);
 
 // A job that has not ended.
 struct Live {
@@ -99,7 +73,7 @@ class Runner final : public JobRunner {
     v1::GenerateRequest wire = submit.request();
     if (wire.model().empty()) wire.set_model(served_->name);
     if (!submit.idempotency_key().empty()) {
-      auto known = Known(submit.idempotency_key(), wire);
+      auto known = FindSame(*store_, submit.idempotency_key(), wire);
       if (!known.ok()) return known.status();
       if (known->has_value()) return Get((*known)->id);
     }
@@ -109,33 +83,13 @@ class Runner final : public JobRunner {
                           absl::StrCat("request.", request.status().message()));
     }
     Live live;
-    live.job = NewJob(submit, wire);
+    live.job = NewJob(submit.idempotency_key(), wire);
     live.request = *std::move(request);
     live.request.sampling.seed = live.job.seed;
     return Accept(std::move(live), wire);
   }
 
-  absl::StatusOr<v1::Job> Get(const std::string& id) const override {
-    auto stored = store_->Get(id);
-    if (!stored.ok()) return stored.status();
-    auto chunks = store_->Read(id, 0, -1, -1);
-    if (!chunks.ok()) return chunks.status();
-    v1::Job job;
-    job.set_id(stored->id);
-    job.set_state(ToWire(stored->status));
-    if (!job.mutable_request()->ParseFromString(stored->request) ||
-        (!stored->finish.empty() && !job.mutable_finish()->ParseFromString(stored->finish))) {
-      return absl::DataLossError(absl::StrCat("job '", id, "' is damaged in the store"));
-    }
-    for (const OutputChunk& chunk : *chunks) {
-      job.mutable_token_ids()->Add(chunk.tokens.begin(), chunk.tokens.end());
-      job.mutable_text()->append(chunk.text);
-    }
-    job.set_error(stored->error);
-    *job.mutable_created() = ToTimestamp(stored->created_us);
-    if (stored->ended_us != 0) *job.mutable_ended() = ToTimestamp(stored->ended_us);
-    return job;
-  }
+  absl::StatusOr<v1::Job> Get(const std::string& id) const override { return ReadJob(*store_, id); }
 
   absl::StatusOr<v1::Job> Cancel(const std::string& id) override {
     std::optional<std::uint64_t> engine_id;
@@ -211,17 +165,6 @@ class Runner final : public JobRunner {
     inbox_->wake.notify_one();
   }
 
-  static StoredJob NewJob(const v1::SubmitJobRequest& submit, const v1::GenerateRequest& wire) {
-    StoredJob job;
-    job.id = absl::StrFormat("job-%016x%016x", Random64(), Random64());
-    job.idempotency_key = submit.idempotency_key();
-    job.request = wire.SerializeAsString();
-    job.priority = wire.priority();
-    job.seed = wire.sampling().has_seed() ? wire.sampling().seed() : Random64();
-    job.created_us = NowMicros();
-    return job;
-  }
-
   absl::StatusOr<v1::Job> Accept(Live live, const v1::GenerateRequest& wire) {
     const std::string id = live.job.id;
     {
@@ -244,7 +187,7 @@ class Runner final : public JobRunner {
       }
     }
     if (absl::IsAlreadyExists(stored)) {  // the same key came twice at once
-      auto known = Known(live.job.idempotency_key, wire);
+      auto known = FindSame(*store_, live.job.idempotency_key, wire);
       if (!known.ok()) return known.status();
       if (known->has_value()) return Get((*known)->id);
     }
@@ -253,48 +196,20 @@ class Runner final : public JobRunner {
     return Get(id);
   }
 
-  // The job of this key; ALREADY_EXISTS when its request is another one.
-  absl::StatusOr<std::optional<StoredJob>> Known(const std::string& key,
-                                                 const v1::GenerateRequest& wire) const {
-    auto known = store_->FindByKey(key);
-    if (!known.ok() || !known->has_value()) return known;
-    v1::GenerateRequest before;
-    if (!before.ParseFromString((*known)->request) ||
-        !google::protobuf::util::MessageDifferencer::Equals(before, wire)) {
-      return absl::AlreadyExistsError(absl::StrCat("idempotency_key: '", key, "' belongs to job ",
-                                                   (*known)->id, ", whose request differs"));
-    }
-    return known;
-  }
-
   using Order = std::pair<std::pair<std::int32_t, std::int64_t>, std::string>;
   static Order::first_type OrderKey(const StoredJob& job) { return {job.priority, job.created_us}; }
 
   // At start: puts a stored job back in line, or ends it when it cannot run any more.
   absl::Status TakeUp(StoredJob job) {
-    Live live;
-    v1::GenerateRequest wire;
-    absl::Status usable = absl::OkStatus();
-    if (!wire.ParseFromString(job.request)) usable = absl::DataLossError("damaged in the store");
-    if (job.attempts >= JobRunnerOptions::kMaxAttempts) {
-      usable = absl::AbortedError(
-          absl::StrFormat("the server ended %d times while this job ran", job.attempts));
-    }
-    if (usable.ok() && wire.has_deadline_seconds()) {
-      const double left = wire.deadline_seconds() - 1e-6 * (NowMicros() - job.created_us);
-      wire.set_deadline_seconds(std::max(0.0, left));
-    }
-    if (usable.ok()) {
-      auto request = ToEngine(wire, *served_);
-      usable = request.status();
-      if (request.ok()) live.request = *std::move(request);
-    }
-    if (!usable.ok()) {
+    auto request = Revive(job, JobRunnerOptions::kMaxAttempts, *served_);
+    if (!request.ok()) {
       job.status = JobStatus::kFailed;
-      job.error = usable.ToString();
+      job.error = request.status().ToString();
       job.ended_us = NowMicros();
       return store_->Append({}, {&job, 1});
     }
+    Live live;
+    live.request = *std::move(request);
     auto chunks = store_->Read(job.id, 0, -1, -1);
     if (!chunks.ok()) return chunks.status();
     live.replay = JobReplay(*chunks);
