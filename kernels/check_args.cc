@@ -148,7 +148,7 @@ void CheckArgs(const GatherArgs& args) {
 }
 
 void CheckParts(std::span<const MatrixPart> parts, std::int64_t cols) {
-  METATTN_CHECK(cols > 0, absl::StrFormat("matrix of %d columns", cols));
+  METATTN_CHECK(cols >= 0, absl::StrFormat("matrix of %d columns", cols));
   for (const MatrixPart& part : parts) {
     const DTypeInfo info = Info(part.dtype);
     METATTN_CHECK(part.dtype != DType::kI32, "a weight of integers");

@@ -1,10 +1,12 @@
 // The factory of backends. The ref backend needs no instruction set; the cpu backend resolves
 // KernelsOptions::isa, METATTN_CPU_ISA and what the machine has.
 #include <memory>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "kernels/cpu/cpu_kernels.h"
 #include "kernels/kernels.h"
 #include "kernels/ref/ref_kernels.h"
 
@@ -16,8 +18,13 @@ absl::StatusOr<std::unique_ptr<Kernels>> MakeKernels(const KernelsOptions& optio
         absl::StrCat("threads must be at least 1, not ", options.threads));
   }
   if (options.backend == "ref") return std::make_unique<ref::RefKernels>();
+  if (options.backend == "cpu") {
+    absl::StatusOr<std::unique_ptr<cpu::CpuKernels>> kernels = cpu::CpuKernels::Create(options);
+    if (!kernels.ok()) return kernels.status();
+    return *std::move(kernels);
+  }
   return absl::InvalidArgumentError(
-      absl::StrCat("unknown kernel backend \"", options.backend, "\"; there is: ref"));
+      absl::StrCat("unknown kernel backend \"", options.backend, "\"; there are: ref, cpu"));
 }
 
 }  // namespace metattn

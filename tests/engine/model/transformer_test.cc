@@ -32,8 +32,8 @@ std::vector<T> ReadValues(const std::string& path) {
   return values;
 }
 
-RunnerOutput Run(const std::string& model, std::span<const std::int32_t> tokens,
-                 const RunnerOptions& options) {
+RunnerOutput Forward(const std::string& model, std::span<const std::int32_t> tokens,
+                     const RunnerOptions& options) {
   absl::StatusOr<RunnerOutput> output = RunModel(ModelPath(model), tokens, options);
   EXPECT_TRUE(output.ok()) << output.status();
   return output.ok() ? *std::move(output) : RunnerOutput{};
@@ -60,7 +60,7 @@ TEST_P(EveryKind, GivesTheLogitsOfTransformers) {
   const std::vector<float> expected = ReadValues<float>(ModelPath(model) + "/logits.f32");
   RunnerOptions options = kSmallWindow;  // near and far parts both take part
   options.device = device;
-  const RunnerOutput output = Run(model, tokens, options);
+  const RunnerOutput output = Forward(model, tokens, options);
   ASSERT_GE(output.logits.size(), expected.size());
   const double bound = Bound(model, tokens, options, kBf16Rounding);
   const std::span<const float> last(output.logits.data() + output.logits.size() - expected.size(),
@@ -98,7 +98,7 @@ TEST_P(EveryRankCount, AgreesWithOneRankWithinTheBound) {
     many.ranks = ranks;
     many.rank_weights = weights;
     const double difference =
-        MaxAbsDifference(Run(model, tokens, one).logits, Run(model, tokens, many).logits);
+        MaxAbsDifference(Forward(model, tokens, one).logits, Forward(model, tokens, many).logits);
     EXPECT_LE(difference, Bound(model, tokens, one, kF32Rounding));
   }
 }
@@ -116,11 +116,11 @@ TEST(Transformer, DoesNotDependOnTheChunking) {
   for (const char* device : {"ref", "cpu"}) {
     RunnerOptions options = kSmallWindow;
     options.device = device;
-    const RunnerOutput whole = Run("llama", tokens, options);
+    const RunnerOutput whole = Forward("llama", tokens, options);
     const double bound = Bound("llama", tokens, options, kF32Rounding);
     for (int chunk : {1, 7, 64, 200}) {
       options.chunk = chunk;
-      EXPECT_LE(MaxAbsDifference(whole.logits, Run("llama", tokens, options).logits), bound)
+      EXPECT_LE(MaxAbsDifference(whole.logits, Forward("llama", tokens, options).logits), bound)
           << device << chunk;
     }
   }
@@ -133,11 +133,12 @@ TEST(Transformer, IsBitwiseIndependentOfTheChunkingWhenDeterministic) {
     options.device = "cpu";
     options.deterministic = true;
     options.ranks = ranks;
-    const RunnerOutput whole = Run("llama", tokens, options);
+    const RunnerOutput whole = Forward("llama", tokens, options);
     for (int chunk : {1, 33, 200}) {
       options.chunk = chunk;
       options.threads = 1 + chunk % 2;
-      EXPECT_EQ(MaxAbsDifference(whole.logits, Run("llama", tokens, options).logits), 0.0) << chunk;
+      EXPECT_EQ(MaxAbsDifference(whole.logits, Forward("llama", tokens, options).logits), 0.0)
+          << chunk;
     }
   }
 }
@@ -145,10 +146,10 @@ TEST(Transformer, IsBitwiseIndependentOfTheChunkingWhenDeterministic) {
 TEST(Transformer, ForcedFullDoesNotDependOnWhereTheWindowEnds) {
   const std::vector<std::int32_t> tokens = Tokens("mistral");
   RunnerOptions options = kSmallWindow;
-  const RunnerOutput small = Run("mistral", tokens, options);
+  const RunnerOutput small = Forward("mistral", tokens, options);
   EXPECT_GT(small.sum.full_rows, 0);
   options.window = 4096;
-  const RunnerOutput dense = Run("mistral", tokens, options);
+  const RunnerOutput dense = Forward("mistral", tokens, options);
   EXPECT_EQ(dense.sum.eligible_rows, 0);
   EXPECT_LE(MaxAbsDifference(small.logits, dense.logits),
             Bound("mistral", tokens, options, kF32Rounding));
@@ -158,9 +159,9 @@ TEST(Transformer, ForcedFullDoesNotDependOnWhereTheWindowEnds) {
 TEST(Transformer, LocalReadsLessAndDiffersOnlyWhereTheFarSpanIsNotEmpty) {
   const std::vector<std::int32_t> tokens = Tokens("llama");
   RunnerOptions options = kSmallWindow;
-  const RunnerOutput full = Run("llama", tokens, options);
+  const RunnerOutput full = Forward("llama", tokens, options);
   options.route = Mechanism::kLocal;
-  const RunnerOutput local = Run("llama", tokens, options);
+  const RunnerOutput local = Forward("llama", tokens, options);
   EXPECT_EQ(local.sum.full_rows, 0);
   EXPECT_EQ(local.sum.local_rows, local.sum.eligible_rows);
   EXPECT_LT(local.sum.attention_bytes_read, full.sum.attention_bytes_read);
@@ -172,9 +173,9 @@ TEST(Transformer, LocalReadsLessAndDiffersOnlyWhereTheFarSpanIsNotEmpty) {
 
 TEST(Transformer, IsCausal) {
   std::vector<std::int32_t> tokens = Tokens("llama");
-  const RunnerOutput before = Run("llama", tokens, kSmallWindow);
+  const RunnerOutput before = Forward("llama", tokens, kSmallWindow);
   for (std::size_t i = 150; i < tokens.size(); ++i) tokens[i] = (tokens[i] + 1) % 160;
-  const RunnerOutput after = Run("llama", tokens, kSmallWindow);
+  const RunnerOutput after = Forward("llama", tokens, kSmallWindow);
   const std::span<const float> a(before.logits), b(after.logits);
   const std::size_t n = 150 * before.vocab;
   EXPECT_EQ(MaxAbsDifference(a.first(n), b.first(n)), 0.0);

@@ -1,0 +1,22 @@
+// Far spans of the listed rows, merged into their partials. The work is in attention_tile.cc.
+#include "kernels/cpu/attention_plan.h"
+#include "kernels/cpu/attention_tile.h"
+#include "kernels/cpu/ops.h"
+
+namespace metattn::cpu::METATTN_ISA {
+
+void FarFull(const FarFullArgs& args, OpContext& context) {
+  if (args.group == 0) return;
+  const AttentionPlan plan =
+      PlanFar(args.rows, args.list, args.pages.heads, args.group, context.pool.threads());
+  const AttentionTask task = {.rows = args.rows,
+                              .pages = args.pages,
+                              .group = args.group,
+                              .scale = args.scale,
+                              .q = args.q.As<float>(),
+                              .partial = args.partial,
+                              .fresh = false};
+  RunAttention(plan, task, context);
+}
+
+}  // namespace metattn::cpu::METATTN_ISA

@@ -1,0 +1,33 @@
+// The two ways of a linear op inside one level, chosen in linear.cc.
+//
+// Rows: exact products of f32 activations with weights decoded in registers; each output value is
+// summed in one order whatever the number of rows, so it serves deterministic mode too. Tiles
+// (level amx only): weights are decoded to bf16 panels and multiplied on AMX tiles with activations
+// rounded to bf16, sums in f32; several times faster from kTileTokens rows on. Ownership, thread
+// safety: as op_table.h. Errors: none. Cost: see README.md.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cpu/op_table.h"
+#include "kernels/cpu/packed_matrix.h"
+
+namespace metattn::cpu::METATTN_ISA {
+
+// Raw form of LinearArgs.
+struct LinearJob {
+  const PackedMatrix& weight;
+  const float* x;     // [tokens, cols]
+  const float* bias;  // [rows] or null
+  float* out;         // [tokens, rows]
+  std::int64_t tokens;
+};
+
+void LinearRows(const LinearJob& job, OpContext& context);
+
+#if defined(__AMX_BF16__)
+inline constexpr std::int64_t kTileTokens = 6;
+void LinearTiles(const LinearJob& job, OpContext& context);
+#endif
+
+}  // namespace metattn::cpu::METATTN_ISA

@@ -1,0 +1,40 @@
+// Grow-only scratch memory of one Kernels instance: one area shared by an op's threads, one per
+// worker.
+//
+// Ownership: owns its memory; a pointer is good until the next call with more bytes or until the op
+// ends. Thread safety: Shared from the calling thread outside ParallelFor; Worker(w) from worker w.
+// Errors: aborts when memory ends (areas are small: a few hundred KB per worker). Cost: allocates
+// only when it grows. Contents are undefined; 64-byte aligned.
+#pragma once
+
+#include <cstddef>
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+namespace metattn::cpu {
+
+class Scratch {
+ public:
+  explicit Scratch(int workers) : areas_(static_cast<std::size_t>(workers) + 1) {}
+
+  std::byte* Shared(std::size_t bytes) { return Grow(0, bytes); }
+  std::byte* Worker(int worker, std::size_t bytes) {
+    return Grow(static_cast<std::size_t>(worker) + 1, bytes);
+  }
+
+ private:
+  struct Free {
+    void operator()(std::byte* p) const { std::free(p); }
+  };
+  struct alignas(64) Area {  // apart, so that workers do not share a line
+    std::unique_ptr<std::byte, Free> data;
+    std::size_t bytes = 0;
+  };
+
+  std::byte* Grow(std::size_t area, std::size_t bytes);  // scratch.cc
+
+  std::vector<Area> areas_;
+};
+
+}  // namespace metattn::cpu

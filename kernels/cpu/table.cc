@@ -1,0 +1,31 @@
+// The op table of one level.
+#include "kernels/cpu/op_table.h"
+#include "kernels/cpu/ops.h"
+#include "kernels/cpu/vec.h"
+
+namespace metattn::cpu::METATTN_ISA {
+
+#define METATTN_TEXT_(x) #x
+#define METATTN_TEXT(x) METATTN_TEXT_(x)
+
+const OpTable& Table() {
+  static constexpr OpTable table = {
+      .name = METATTN_TEXT(METATTN_ISA),
+      .panel_rows = kLanes,
+      .page_bytes = PageBytes,
+      .embed = Embed,
+      .norm = Norm,
+      .linear = Linear,
+      .rope_append = RopeAppend,
+      .forced_route = ForcedRoute,
+      .compact = Compact,
+      .near = Near,
+      .far_full = FarFull,
+      .normalize = Normalize,
+      .swiglu = SwiGlu,
+      .gather = Gather,
+  };
+  return table;
+}
+
+}  // namespace metattn::cpu::METATTN_ISA

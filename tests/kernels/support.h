@@ -1,0 +1,84 @@
+// What kernel tests share: the list of backends, host arrays in and out of device memory, random
+// numbers, and a comparison with derived bounds that names the worst element.
+//
+// Not thread safe; failures are gtest failures; device trouble aborts the test by CHECK.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <random>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kernels/kernels.h"
+
+namespace metattn::testing {
+
+// Unit roundoff of f32 and of bf16 (half the distance between neighbours, relative).
+inline constexpr double kF32 = 0x1p-24;
+inline constexpr double kBf16 = 0x1p-8;
+// Stated relative error of the backends' exp.
+inline constexpr double kExp = 3e-7;
+
+struct BackendParam {
+  std::string backend;
+  std::string isa;
+  int threads = 1;
+  bool deterministic = false;
+
+  std::string Name() const;
+};
+
+// ref, and every instruction set of cpu that this machine has, with one and with three threads.
+std::vector<BackendParam> Backends();
+
+// A backend under test with helpers that move vectors; owns every buffer it hands out.
+class Rig {
+ public:
+  explicit Rig(const BackendParam& param);
+
+  Kernels& kernels() { return *kernels_; }
+  Stream& stream() { return *stream_; }
+  bool is_ref() const { return kernels_->name() == "ref"; }
+
+  template <typename T>
+  View In(const std::vector<T>& values) {
+    const View view = Space(values.size() * sizeof(T));
+    kernels_->device().CopyIn(values.data(), view, values.size() * sizeof(T), *stream_);
+    return view;
+  }
+  // Device memory filled with 0xff bytes (NaN as f32 and bf16), so that a place nobody wrote shows.
+  View Space(std::size_t bytes);
+  View Floats(std::int64_t count) { return Space(static_cast<std::size_t>(count) * 4); }
+
+  template <typename T>
+  std::vector<T> Out(View view, std::int64_t count) {
+    std::vector<T> values(static_cast<std::size_t>(count));
+    kernels_->device().CopyOut(view, values.data(), values.size() * sizeof(T), *stream_);
+    return values;
+  }
+
+ private:
+  std::unique_ptr<Kernels> kernels_;
+  std::unique_ptr<Stream> stream_;
+  std::vector<std::unique_ptr<Buffer>> buffers_;
+};
+
+// Normal deviates times `scale`; the same for the same seed everywhere.
+std::vector<float> Randoms(std::size_t count, std::uint64_t seed, float scale = 1.0f);
+
+// Rows in a file's layout: random blocks of `dtype` with sane scales, [rows, cols].
+std::vector<std::byte> RandomRows(DType dtype, std::int64_t rows, std::int64_t cols,
+                                  std::uint64_t seed);
+
+// |actual - expected| <= bound, element by element; a failure prints the worst one.
+void ExpectWithin(std::span<const float> actual, std::span<const double> expected,
+                  std::span<const double> bound, const std::string& what);
+// Bit for bit.
+void ExpectSame(std::span<const float> actual, std::span<const float> expected,
+                const std::string& what);
+
+std::vector<double> ToDouble(std::span<const float> values);
+
+}  // namespace metattn::testing
