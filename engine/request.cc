@@ -1,13 +1,12 @@
 #include "engine/request.h"
 
-#include <utf8proc.h>
-
 #include <cmath>
 #include <cstddef>
 #include <set>
 #include <string_view>
 
 #include "absl/strings/str_format.h"
+#include "engine/model/utf8.h"
 
 namespace metattn {
 namespace {
@@ -29,19 +28,6 @@ absl::Status CheckId(const std::string& field, std::int32_t id, std::int64_t voc
   return absl::InvalidArgumentError(
       absl::StrFormat("%s holds token id %d, the vocabulary has ids 0 to %d", field, id,
                       static_cast<long long>(vocab - 1)));
-}
-
-bool IsUtf8(std::string_view text) {
-  const auto* at = reinterpret_cast<const utf8proc_uint8_t*>(text.data());
-  auto left = static_cast<utf8proc_ssize_t>(text.size());
-  while (left > 0) {
-    utf8proc_int32_t code_point = 0;
-    const utf8proc_ssize_t used = utf8proc_iterate(at, left, &code_point);
-    if (used <= 0) return false;
-    at += used;
-    left -= used;
-  }
-  return true;
 }
 
 // Comparisons are written so that NaN fails them.
@@ -84,7 +70,8 @@ absl::Status CheckStops(const SamplingParams& p, std::int64_t vocab) {
       return Refuse("the length of " + field, static_cast<double>(p.stop[i].size()),
                     "at most 1024 bytes");
     }
-    if (!IsUtf8(p.stop[i])) return absl::InvalidArgumentError(field + " is not valid UTF-8");
+    if (utf8::FirstInvalid(p.stop[i]) != std::string_view::npos)
+      return absl::InvalidArgumentError(field + " is not valid UTF-8");
   }
   if (p.stop_token_ids.size() > kMaxStopIds) {
     return Refuse("the number of stop_token_ids", static_cast<double>(p.stop_token_ids.size()),

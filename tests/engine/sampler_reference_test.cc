@@ -59,7 +59,8 @@ Reference Slow(const std::vector<float>& logits, const SamplingParams& params,
   std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return x[a] > x[b]; });
   const double floor = params.min_p * p[order[0]];
   for (double& v : p) {
-    if (params.min_p > 0) r.margin = std::min(r.margin, std::abs(v - floor) / p[order[0]]);
+    if (params.min_p > 0 && v < p[order[0]])
+      r.margin = std::min(r.margin, std::abs(v - floor) / p[order[0]]);
     if (v < floor) v = 0;
   }
   const auto k = static_cast<std::size_t>(params.top_k);

@@ -39,7 +39,7 @@ bool SamePlan(const StepPlan& a, const StepPlan& b) {
 class Traffic {
  public:
   explicit Traffic(unsigned seed) : random_(seed) {
-    options_.blocks = Between(4, 40);
+    options_.blocks = Between(4, Between(0, 2) == 0 ? 40 : 14);
     options_.max_sequences = Between(1, 12);
     options_.max_batch_tokens = Between(1, 10) == 1 ? Between(1, 8) : Between(16, 300);
     options_.max_context = 64 * 40;
@@ -89,7 +89,7 @@ class Traffic {
     for (int i = 0; i < shared; ++i) spec.prompt.push_back(family * 1000 + i);
     const int tail = Between(shared == 0 ? 1 : 0, 130);
     for (int i = 0; i < tail; ++i) spec.prompt.push_back(Between(0, 3));
-    spec.max_tokens = Between(1, Between(0, 3) == 0 ? 200 : 20);
+    spec.max_tokens = Between(1, Between(0, 1) == 0 ? 250 : 20);
 
     Live live;
     live.rank = {spec.priority, spec.id};
