@@ -30,7 +30,10 @@ namespace metattn {
 inline constexpr int kPeerLostExit = 75;
 
 // Since the last TakeStats. Waiting for the last rank and moving data are told apart, because a
-// slow peer and a slow link are different faults.
+// slow peer and a slow link are different faults. The local body measures both. The MPI body
+// measures them on some all-reduces and gathers and splits the others by estimate (wait_meter.h);
+// it counts barriers and rank 0's gather of records as waiting, broadcasts as transfer. The time a
+// receiver idles before a broadcast arrives is in neither. Bytes are those of the costs above.
 struct CommStats {
   double wait_seconds = 0;
   double transfer_seconds = 0;

@@ -1,5 +1,6 @@
 #include "parallel/launch_env.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <initializer_list>
 
@@ -8,26 +9,27 @@
 namespace metattn {
 namespace {
 
-// 0 when no name is set to a positive number.
-int FirstPositive(std::initializer_list<const char*> names) {
+// The first of these variables that holds a number >= least, else -1.
+int FirstOf(std::initializer_list<const char*> names, int least) {
   for (const char* name : names) {
     const char* text = std::getenv(name);
     int value = 0;
-    if (text != nullptr && absl::SimpleAtoi(text, &value) && value > 0) return value;
+    if (text != nullptr && absl::SimpleAtoi(text, &value) && value >= least) return value;
   }
-  return 0;
+  return -1;
 }
 
 }  // namespace
 
 LaunchEnv ReadLaunchEnv() {
   LaunchEnv env;
-  const int world = FirstPositive({"OMPI_COMM_WORLD_SIZE", "PMI_SIZE"});
-  const int local = FirstPositive({"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"});
-  env.launched = world > 0;
-  if (world > 0) env.world_size = world;
-  if (local > 0) env.local_size = local;
-  env.bound = FirstPositive({"OMPI_MCA_orte_bound_at_launch"}) > 0;
+  const int world = FirstOf({"OMPI_COMM_WORLD_SIZE", "PMI_SIZE"}, 1);
+  if (world < 1) return env;
+  env.launched = true;
+  env.world_size = world;
+  env.world_rank = std::max(0, FirstOf({"OMPI_COMM_WORLD_RANK", "PMI_RANK"}, 0));
+  env.local_size = std::max(1, FirstOf({"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"}, 1));
+  env.bound = FirstOf({"OMPI_MCA_orte_bound_at_launch"}, 0) > 0;
   return env;
 }
 

@@ -10,11 +10,14 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
+#include <new>
 #include <string>
 #include <thread>
 #include <utility>
 
 #include "absl/strings/str_format.h"
+#include "parallel/doorbell.h"
 #include "parallel/host_tensor.h"
 #include "parallel/launch_env.h"
 #include "parallel/wait_meter.h"
@@ -31,10 +34,15 @@ constexpr std::int64_t kMaxMessageBytes = std::int64_t{1} << 30;
 // ranks then stay in cache and scratch memory is bounded whatever the batch.
 constexpr std::int64_t kOrderedPart = 16 * 1024;
 constexpr std::int64_t kReducePart = std::int64_t{1} << 28;  // MPI counts are ints
-// A receiver that has just worked expects the next plan within a step's host work, so it spins
-// that long; then it sleeps. The sleep, the kernel's timer slack (50 us) and the poll itself
-// together stay under the 0.5 ms that communicator.h promises.
+// Processes start one after another, so a short deadline of operations says nothing about this.
+constexpr double kStartSeconds = 30;
+// A receiver that has just worked expects the next plan within a step's host work, so it looks
+// without sleeping for that long. Then it sleeps until rank 0 rings the bell of its host; should a
+// ring come before its message is visible, it looks without sleeping again.
 constexpr auto kSpinAfterCall = std::chrono::microseconds(1000);
+constexpr auto kBellTimeout = std::chrono::milliseconds(50);
+// On other hosts than rank 0's there is no bell: sleep, the kernel's timer slack (50 us) and the
+// poll itself together stay under the 0.5 ms that communicator.h promises.
 constexpr auto kPollSleep = std::chrono::microseconds(200);
 
 double Seconds(Clock::duration d) { return std::chrono::duration<double>(d).count(); }
@@ -63,14 +71,25 @@ absl::Status FromMpi(int code, int rank, const char* operation) {
   ::_exit(kPeerLostExit);
 }
 
+// What the ranks agree on at the start.
+struct World {
+  MPI_Comm comm = MPI_COMM_NULL;  // our own copy of MPI_COMM_WORLD
+  int rank = 0;
+  int size = 1;
+  bool one_host = false;             // all ranks share memory
+  MPI_Win window = MPI_WIN_NULL;     // the host's shared memory: one Doorbell::Shared
+  Doorbell::Shared* bell = nullptr;  // only on the host of rank 0
+};
+
 class MpiCommunicator final : public Communicator {
  public:
-  MpiCommunicator(MPI_Comm comm, bool one_host, const CommOptions& options)
-      : comm_(comm),
-        rank_(CommRank(comm)),
-        size_(CommSize(comm)),
-        one_host_(one_host),
+  MpiCommunicator(const World& world, const CommOptions& options)
+      : world_(world),
+        comm_(world.comm),
+        rank_(world.rank),
+        size_(world.size),
         options_(options),
+        bell_(world.bell),
         watchdog_(options.deadline_s, [this](const char* operation, double seconds) {
           EndLostWorld(rank_, size_, options_.deadline_s, operation, seconds);
         }) {}
@@ -80,7 +99,8 @@ class MpiCommunicator final : public Communicator {
     // process that ends without finalising as failed, which is then the truth.
     if (!dead_.ok()) return;
     watchdog_.Begin("finalising MPI", Clock::now());
-    MPI_Comm_free(&comm_);
+    if (world_.window != MPI_WIN_NULL) MPI_Win_free(&world_.window);
+    MPI_Comm_free(&world_.comm);
     MPI_Finalize();
     watchdog_.End();
   }
@@ -88,7 +108,7 @@ class MpiCommunicator final : public Communicator {
   int rank() const override { return rank_; }
   int size() const override { return size_; }
   std::string_view transport() const override {
-    return size_ == 1 ? "none" : one_host_ ? "mpi/shared memory" : "mpi/tcp";
+    return size_ == 1 ? "none" : world_.one_host ? "mpi/shared memory" : "mpi/tcp";
   }
 
   absl::Status AllReduceSum(View data, std::int64_t count, Stream& stream) override {
@@ -174,17 +194,6 @@ class MpiCommunicator final : public Communicator {
   }
 
  private:
-  static int CommRank(MPI_Comm comm) {
-    int rank = 0;
-    MPI_Comm_rank(comm, &rank);
-    return rank;
-  }
-  static int CommSize(MPI_Comm comm) {
-    int size = 1;
-    MPI_Comm_size(comm, &size);
-    return size;
-  }
-
   absl::Status Ready(Stream& stream, View view, std::int64_t count, const char* what) {
     if (!dead_.ok()) return dead_;
     absl::Status s = stream.Synchronize();
@@ -278,6 +287,7 @@ class MpiCommunicator final : public Communicator {
       code = MPI_Isend(message.data(), static_cast<int>(bytes), MPI_BYTE, r, kBroadcastTag, comm_,
                        &requests_[r - 1]);
     }
+    if (world_.bell != nullptr) bell_.Ring();
     if (code == MPI_SUCCESS) {
       code = MPI_Waitall(size_ - 1, requests_.data(), MPI_STATUSES_IGNORE);
     }
@@ -285,16 +295,20 @@ class MpiCommunicator final : public Communicator {
     return Done(code, "broadcast", bytes * (size_ - 1));
   }
 
-  // Polls outside the watchdog: waiting for work is no fault. An own message per peer, found by
+  // Waits outside the watchdog: waiting for work is no fault. An own message per peer, found by
   // probing, instead of MPI_Bcast: its length comes with it, and no rank that sleeps stands
   // between root and another.
   absl::Status ReceiveFromRoot(std::vector<std::byte>& message) {
     MPI_Message envelope = MPI_MESSAGE_NULL;
     MPI_Status status;
-    for (int arrived = 0; arrived == 0;) {
+    Clock::time_point awake_until = last_call_ + kSpinAfterCall;
+    for (;;) {
+      const std::uint32_t seen = world_.bell != nullptr ? bell_.rings() : 0;
+      int arrived = 0;
       const int code = MPI_Improbe(0, kBroadcastTag, comm_, &arrived, &envelope, &status);
       if (code != MPI_SUCCESS) return Fail(FromMpi(code, rank_, "waiting for a broadcast"));
-      if (arrived == 0) Pause();
+      if (arrived != 0) break;
+      Pause(seen, &awake_until);
     }
     const Clock::time_point start = Begin("broadcast");
     int bytes = 0;
@@ -307,16 +321,23 @@ class MpiCommunicator final : public Communicator {
     return Done(code, "broadcast", bytes);
   }
 
-  void Pause() {
-    if (options_.spin && Clock::now() - last_call_ < kSpinAfterCall) return;
-    std::this_thread::sleep_for(kPollSleep);
+  void Pause(std::uint32_t seen, Clock::time_point* awake_until) {
+    if (Clock::now() < *awake_until) {
+      if (!options_.spin) std::this_thread::yield();
+    } else if (world_.bell == nullptr) {
+      std::this_thread::sleep_for(kPollSleep);
+    } else {
+      bell_.Wait(seen, kBellTimeout);
+      if (bell_.rings() != seen) *awake_until = Clock::now() + kSpinAfterCall;
+    }
   }
 
-  MPI_Comm comm_;
+  World world_;
+  const MPI_Comm comm_;
   const int rank_;
   const int size_;
-  const bool one_host_;
   const CommOptions options_;
+  Doorbell bell_;  // used only where world_.bell is
   Watchdog watchdog_;
   absl::Status dead_;
   CommStats stats_;  // calls and bytes; the seconds are the meter's
@@ -329,19 +350,53 @@ class MpiCommunicator final : public Communicator {
   std::vector<MPI_Request> requests_;
 };
 
-// Collective. Whether all ranks of `comm` share memory.
-bool AllOnOneHost(MPI_Comm comm) {
+// Collective. The bell lies in shared memory of MPI's making, which goes when the last rank does,
+// however it ends. A host without it polls instead.
+int JoinHost(World* world) {
   MPI_Comm host;
-  if (MPI_Comm_split_type(comm, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host) != MPI_SUCCESS) {
-    return false;
+  int code =
+      MPI_Comm_split_type(world->comm, MPI_COMM_TYPE_SHARED, world->rank, MPI_INFO_NULL, &host);
+  if (code != MPI_SUCCESS) return code;
+  int ranks_here = 0, rank_here = 0, has_root = world->rank == 0 ? 1 : 0;
+  MPI_Comm_size(host, &ranks_here);
+  MPI_Comm_rank(host, &rank_here);
+  MPI_Bcast(&has_root, 1, MPI_INT, 0, host);  // ordered by world rank: rank 0 is its host's first
+  int same = ranks_here == world->size ? 1 : 0, all_same = 0;
+  code = MPI_Allreduce(&same, &all_same, 1, MPI_INT, MPI_MIN, world->comm);
+  world->one_host = all_same != 0;
+  void* memory = nullptr;
+  const MPI_Aint bytes = rank_here == 0 ? sizeof(Doorbell::Shared) + alignof(Doorbell::Shared) : 0;
+  const bool allocated = has_root != 0 && ranks_here > 1 &&
+                         MPI_Win_allocate_shared(bytes, 1, MPI_INFO_NULL, host, &memory,
+                                                 &world->window) == MPI_SUCCESS;
+  if (allocated) {
+    MPI_Aint size = 0;
+    int unit = 0;
+    MPI_Win_shared_query(world->window, 0, &size, &unit, &memory);
+    auto space = static_cast<std::size_t>(size);
+    world->bell = static_cast<Doorbell::Shared*>(
+        std::align(alignof(Doorbell::Shared), sizeof(Doorbell::Shared), memory, space));
+    if (rank_here == 0 && world->bell != nullptr) new (world->bell) Doorbell::Shared{};
   }
-  int here = 0, all = 0;
-  MPI_Comm_size(host, &here);
-  MPI_Comm_size(comm, &all);
+  // All have it or none uses it; and nobody waits on it before it is zeroed.
+  int mine = world->bell != nullptr ? 1 : 0, everyones = 0;
+  MPI_Allreduce(&mine, &everyones, 1, MPI_INT, MPI_MIN, host);
+  if (everyones == 0) world->bell = nullptr;
   MPI_Comm_free(&host);
-  int same = here == all, same_everywhere = 0;
-  MPI_Allreduce(&same, &same_everywhere, 1, MPI_INT, MPI_MIN, comm);
-  return same_everywhere != 0;
+  return code;
+}
+
+// Collective, after MPI_Init.
+absl::StatusOr<World> JoinWorld() {
+  World world;
+  MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
+  MPI_Comm_rank(MPI_COMM_WORLD, &world.rank);
+  MPI_Comm_size(MPI_COMM_WORLD, &world.size);
+  int code = MPI_Comm_dup(MPI_COMM_WORLD, &world.comm);
+  if (code == MPI_SUCCESS) code = JoinHost(&world);
+  if (code != MPI_SUCCESS) return FromMpi(code, world.rank, "joining the world");
+  MPI_Comm_set_errhandler(world.comm, MPI_ERRORS_RETURN);
+  return world;
 }
 
 }  // namespace
@@ -357,22 +412,24 @@ absl::StatusOr<std::unique_ptr<Communicator>> MakeMpiCommunicator(const CommOpti
   }
   // Read by Open MPI when it starts; what the launcher says comes first.
   if (!options.spin) ::setenv("OMPI_MCA_mpi_yield_when_idle", "1", /*overwrite=*/0);
+  const LaunchEnv env = ReadLaunchEnv();
+  const double start_s = std::max(options.deadline_s, kStartSeconds);
+  Watchdog watchdog(start_s, [&](const char* operation, double seconds) {
+    EndLostWorld(env.world_rank, env.world_size, start_s, operation, seconds);
+  });
+  watchdog.Begin("starting MPI", Clock::now());
   int provided = MPI_THREAD_SINGLE;
   if (const int code = MPI_Init_thread(nullptr, nullptr, MPI_THREAD_MULTIPLE, &provided);
       code != MPI_SUCCESS) {
-    return FromMpi(code, -1, "starting MPI");
+    return FromMpi(code, env.world_rank, "starting MPI");
   }
   if (provided < MPI_THREAD_MULTIPLE) {
     return absl::FailedPreconditionError(
         "this MPI library lacks MPI_THREAD_MULTIPLE; use one built with it (Open MPI is)");
   }
-  MPI_Comm comm;
-  MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
-  if (const int code = MPI_Comm_dup(MPI_COMM_WORLD, &comm); code != MPI_SUCCESS) {
-    return FromMpi(code, -1, "starting MPI");
-  }
-  MPI_Comm_set_errhandler(comm, MPI_ERRORS_RETURN);
-  return std::make_unique<MpiCommunicator>(comm, AllOnOneHost(comm), options);
+  absl::StatusOr<World> world = JoinWorld();
+  if (!world.ok()) return world.status();
+  return std::make_unique<MpiCommunicator>(*world, options);
 }
 
 void AbortAll(int exit_code) {
