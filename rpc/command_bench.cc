@@ -1,0 +1,97 @@
+#include <cstdlib>
+#include <fstream>
+#include <iostream>
+#include <sstream>
+
+#include "absl/strings/str_cat.h"
+#include "engine/bench.h"
+#include "rpc/bench_text.h"
+#include "rpc/bring_up.h"
+#include "rpc/commands.h"
+#include "rpc/flags.h"
+#include "spdlog/spdlog.h"
+
+namespace metattn {
+namespace {
+
+struct Flags {
+  ModelOptions model;
+  BenchOptions bench;
+  std::string text;
+  std::int64_t kv_cache_bytes = 0;
+  bool json = false;
+};
+
+void AddFlags(CLI::App& app, Flags* f) {
+  AddModelFlags(app, &f->model);
+  AddRouteFlag(app, &f->bench.route);
+  AddFlag(app, "--prompt-tokens", f->bench.prompt_tokens, "tokens of the timed prefill; 0: none")
+      ->check(CLI::Range(0, 1 << 24));
+  AddFlag(app, "--decode-tokens", f->bench.decode_tokens, "timed decode steps; 0: none")
+      ->check(CLI::Range(0, 1 << 24));
+  AddFlag(app, "--context", f->bench.context, "tokens cached before the timed decode")
+      ->check(CLI::Range(0, 1 << 24));
+  AddFlag(app, "--sequences", f->bench.sequences, "sequences at once")
+      ->check(CLI::Range(1, 1 << 16));
+  AddFlag(app, "--repeats", f->bench.repeats, "timed runs")->check(CLI::Range(1, 1000));
+  AddFlag(app, "--max-num-batched-tokens", f->bench.rows_per_step, "tokens of one prefill step")
+      ->check(CLI::Range(1, 1 << 20));
+  AddFlag(app, "--text", f->text, "file with the text to read; empty: a text of our own");
+  AddFlag(app, "--kv-cache-memory", f->kv_cache_bytes, "bytes per rank; 0: a quarter of the free")
+      ->transform(CLI::AsSizeValue(false));
+  AddSwitch(app, "--json", f->json, "one JSON object on standard output");
+}
+
+absl::StatusOr<std::vector<std::int32_t>> BenchText(const Flags& flags,
+                                                    const Tokenizer& tokenizer) {
+  std::string text(kBenchText);
+  if (!flags.text.empty()) {
+    std::ifstream file(flags.text, std::ios::binary);
+    if (!file) return absl::NotFoundError(absl::StrCat("--text: cannot read ", flags.text));
+    std::ostringstream all;
+    all << file.rdbuf();
+    text = all.str();
+  }
+  return tokenizer.Encode(text, EncodeOptions{.add_special = false});
+}
+
+absl::Status RunRoot(const Flags& flags, Runtime& runtime) {
+  for (const std::string& line : runtime.worker->descriptions()) spdlog::info("{}", line);
+  auto text = BenchText(flags, *runtime.tokenizer);
+  if (!text.ok()) return text.status();
+  BenchOptions options = flags.bench;
+  options.progress = [](const std::string& line) { spdlog::info("{}", line); };
+  auto report = RunBench(*runtime.worker, *text, options);
+  if (!report.ok()) return report.status();
+  if (flags.json) {
+    std::cout << ToJson(*report) << std::endl;
+  } else {
+    std::cout << "prefill " << report->prefill_tokens_per_s << " tokens/s, decode "
+              << report->decode_tokens_per_s << " tokens/s, step p50 " << report->decode_step_p50_ms
+              << " ms, p99 " << report->decode_step_p99_ms << " ms (" << report->ranks
+              << " rank(s) x " << report->threads_per_rank << " thread(s), " << report->isa << ")"
+              << std::endl;
+  }
+  return runtime.worker->Stop();
+}
+
+}  // namespace
+
+int CommandBench(int argc, char** argv) {
+  Flags flags;
+  CLI::App app("Time prefill and decode of a model on this machine.", "metattn bench");
+  AddConfigFlag(app);
+  AddFlags(app, &flags);
+  if (auto code = Parse(app, argc, argv)) return *code;
+  auto comm = JoinWorld(flags.model);
+  StartLogging(comm.ok() ? (*comm)->rank() : 0, comm.ok() ? (*comm)->size() : 1);
+  if (!comm.ok()) return Conclude(comm.status(), nullptr);
+  WorkerLimits limits = LimitsForBench(flags.bench);
+  limits.kv_cache_bytes = flags.kv_cache_bytes;
+  auto runtime = Load(flags.model, limits, **comm);
+  if (!runtime.ok()) return Conclude(runtime.status(), comm->get());
+  return Conclude(runtime->root() ? RunRoot(flags, *runtime) : runtime->worker->Serve(),
+                  comm->get());
+}
+
+}  // namespace metattn
