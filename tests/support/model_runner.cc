@@ -9,7 +9,7 @@
 #include "engine/model/config.h"
 #include "parallel/local_communicator.h"
 
-namespace metattn::testing {
+namespace metattn::test {
 namespace {
 
 WorkerLimits LimitsFor(std::size_t tokens, const RunnerOptions& options) {
@@ -121,4 +121,4 @@ absl::StatusOr<double> MeasuredBound(const std::string& model_path,
   return 4 * worst;
 }
 
-}  // namespace metattn::testing
+}  // namespace metattn::test

@@ -10,7 +10,7 @@
 #include "absl/status/statusor.h"
 #include "engine/worker.h"
 
-namespace metattn::testing {
+namespace metattn::test {
 
 struct RunnerOptions {
   int ranks = 1;
@@ -47,4 +47,4 @@ absl::StatusOr<double> MeasuredBound(const std::string& model_path,
                                      std::span<const std::int32_t> tokens,
                                      const RunnerOptions& options, double relative);
 
-}  // namespace metattn::testing
+}  // namespace metattn::test

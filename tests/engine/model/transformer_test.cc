@@ -11,7 +11,7 @@
 
 #include "tests/support/model_runner.h"
 
-namespace metattn::testing {
+namespace metattn::test {
 namespace {
 
 constexpr double kF32Rounding = 0x1p-23;
@@ -199,4 +199,4 @@ TEST(Transformer, RejectsARankCountThatCannotWork) {
 }
 
 }  // namespace
-}  // namespace metattn::testing
+}  // namespace metattn::test

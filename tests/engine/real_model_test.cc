@@ -1,0 +1,102 @@
+// The real model against transformers in float32 (tests/support/fixtures/make_models.py real): NLL
+// and logits of the project's LICENSE text, on one rank and on uneven slices. Skips where the model
+// is absent.
+#include "tests/support/real_model.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <fstream>
+#include <sstream>
+
+#include "engine/eval.h"
+#include "engine/model/tokenizer.h"
+#include "nlohmann/json.hpp"
+#include "tests/support/model_runner.h"
+
+namespace metattn::test {
+namespace {
+
+std::string ReadText(const std::string& path) {
+  std::ifstream in(std::string(METATTN_SOURCE_DIR) + "/" + path);
+  std::stringstream text;
+  text << in.rdbuf();
+  return text.str();
+}
+
+class RealModel : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    path_ = RealModelPath();
+    if (path_.empty()) GTEST_SKIP() << kNoRealModel;
+    const auto checkpoint = Checkpoint::Open(path_);
+    ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+    const auto tokenizer = Tokenizer::FromCheckpoint(**checkpoint);
+    ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+    auto tokens = (*tokenizer)->Encode(ReadText("LICENSE"), {});
+    ASSERT_TRUE(tokens.ok()) << tokens.status();
+    tokens_ = *std::move(tokens);
+    reference_ = nlohmann::json::parse(ReadText("tests/support/fixtures/real.json"));
+  }
+
+  RunnerOutput Forward(std::size_t count, const RunnerOptions& options) {
+    auto output = RunModel(path_, std::span(tokens_).first(count), options);
+    EXPECT_TRUE(output.ok()) << output.status();
+    return output.ok() ? *std::move(output) : RunnerOutput{};
+  }
+
+  double Nll(std::size_t count, const RunnerOptions& options) {
+    const RunnerOutput output = Forward(count, options);
+    double sum = 0;
+    for (std::size_t i = 0; i + 1 < count; ++i) {
+      sum += NegativeLogLikelihood(
+          {output.logits.data() + i * output.vocab, static_cast<std::size_t>(output.vocab)},
+          tokens_[i + 1]);
+    }
+    return sum / static_cast<double>(count - 1);
+  }
+
+  std::string path_;
+  std::vector<std::int32_t> tokens_;
+  nlohmann::json reference_;
+};
+
+TEST_F(RealModel, TokenizesTheLicenceLikeTheReference) {
+  EXPECT_EQ(tokens_.size(), reference_["tokens"].get<std::size_t>());
+}
+
+TEST_F(RealModel, ReachesTheReferenceNll) {
+  const RunnerOptions options = {.device = "cpu", .threads = 2, .chunk = 256};
+  EXPECT_NEAR(Nll(2048, options), reference_["nll"]["2048"].get<double>(), 0.005);
+}
+
+TEST_F(RealModel, ReachesTheReferenceNllOnTwoUnevenRanks) {
+  const RunnerOptions options = {.ranks = 2, .rank_weights = {2, 1}, .device = "cpu", .chunk = 256};
+  EXPECT_NEAR(Nll(1024, options), reference_["nll"]["1024"].get<double>(), 0.005);
+}
+
+TEST_F(RealModel, HasTheReferenceLogits) {
+  // bf16 K/V and activations against float32: the best logits of this model differ by less than 1 %
+  // of their size.
+  const RunnerOutput output = Forward(600, {.device = "cpu", .threads = 2, .chunk = 200});
+  for (const auto& [row, best] : reference_["logits"].items()) {
+    const float* logits = output.logits.data() + std::stoll(row) * output.vocab;
+    for (std::size_t i = 0; i < best["ids"].size(); ++i) {
+      const double expected = best["values"][i];
+      EXPECT_NEAR(logits[best["ids"][i].get<int>()], expected, 0.02 * std::abs(expected))
+          << "row " << row;
+    }
+  }
+}
+
+TEST_F(RealModel, LocalAttentionReadsAFractionAndLosesLittle) {
+  RunnerOptions options = {.device = "cpu", .threads = 2, .chunk = 256};
+  const double full = Nll(2048, options);
+  options.route = Mechanism::kLocal;
+  const double local = Nll(2048, options);
+  EXPECT_GT(local, full - 0.02);  // it reads less of the text
+  EXPECT_LT(local, full + 1.0);
+}
+
+}  // namespace
+}  // namespace metattn::test
