@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <cstdlib>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "kernels/cpu/op_table.h"
 #include "kernels/kernels.h"
@@ -89,18 +91,28 @@ TEST_F(IsaTest, AnUnknownValueIsAnErrorThatListsWhatThereIs) {
   }
 }
 
-TEST_F(IsaTest, ALevelThisMachineLacksIsAnErrorThatSaysSo) {
-  bool lacks_one = false;
-  for (const std::string_view name : {"avx2", "avx512", "amx"}) {
-    const auto& have = AvailableIsas();
-    if (std::find(have.begin(), have.end(), name) != have.end()) continue;
-    lacks_one = true;
-    const auto table = SelectIsa(name);
-    ASSERT_FALSE(table.ok());
-    EXPECT_EQ(table.status().code(), absl::StatusCode::kInvalidArgument);
-    EXPECT_THAT(std::string(table.status().message()), HasSubstr("not supported by this machine"));
+TEST(IsaChoice, ALevelThisMachineLacksIsAnErrorThatSaysSo) {
+  const std::vector<std::string_view> known = {"avx2", "avx512", "amx"}, have = {"avx2"};
+  for (const bool by_option : {true, false}) {
+    const auto choice = ChooseIsa({by_option ? "amx" : "", by_option ? "" : "amx", known, have});
+    ASSERT_FALSE(choice.ok());
+    EXPECT_EQ(choice.status().code(), absl::StatusCode::kInvalidArgument);
+    const std::string message(choice.status().message());
+    EXPECT_THAT(message, HasSubstr("\"amx\" is not supported by this machine"));
+    EXPECT_THAT(message, HasSubstr("this machine runs: avx2;"));
+    EXPECT_EQ(message.find("METATTN_CPU_ISA") == std::string::npos, by_option);
   }
-  if (!lacks_one) GTEST_SKIP() << "this machine has every level";
+}
+
+TEST(IsaChoice, TheBestThisMachineHasIsUsedAndNoneAtAllIsAnError) {
+  const std::vector<std::string_view> known = {"avx2", "avx512", "amx"}, have = {"avx2", "avx512"};
+  const std::vector<std::string_view> nothing;
+  const auto choice = ChooseIsa({"", "", known, have});
+  ASSERT_TRUE(choice.ok());
+  EXPECT_EQ(*choice, "avx512");
+  const auto none = ChooseIsa({"", "", known, nothing});
+  EXPECT_EQ(none.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(none.status().message()), HasSubstr("use backend ref"));
 }
 
 TEST_F(IsaTest, TheFactoryReportsTheLevelAndRefusesUnknownOnes) {
