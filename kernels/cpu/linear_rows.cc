@@ -67,7 +67,6 @@ METATTN_INLINE void Octet(const std::byte* group, int octet, int count, const fl
 template <typename R, int M>
 METATTN_INLINE void Group(const std::byte* group, int columns, const float* x, const float* sums,
                           F32v (&acc)[M]) {
-#pragma GCC unroll 64
   for (int line = 0; line < R::Bytes(kGroup); line += 64) {
     _mm_prefetch(group + kAheadBytes + line, _MM_HINT_T0);
   }
