@@ -1,12 +1,14 @@
-"""Compares the tokenizer of a GGUF file with Hugging Face tokenizers. Opt-in: needs PyPI packages.
+"""Compares our tokenizer with Hugging Face tokenizers on one model. Opt-in: needs PyPI packages.
 
     python3 -m venv VENV && VENV/bin/pip install tokenizers gguf
     VENV/bin/python tests/engine/tokenizer_diff.py --tool build/release/bin/tokenizer_tool \
-        --model MODEL.gguf --data ../shared/data [--random-mb 4]
+        --model MODEL.gguf --data ../shared/data [--random-mb 4] [--every-character]
 
-Takes vocabulary, merges and token types from the file, builds the same tokenizer with the library,
-and compares ids of every text file whole and of random Unicode, with special tokens read in the
-text and without, and the decoded text of both. Prints one JSON object; exits 1 on any difference.
+Of a GGUF file it takes vocabulary, merges and token types and builds the same tokenizer with the
+library; of a folder it loads tokenizer.json (tests/support/fixtures/tokenizers/NAME, for instance).
+Compares ids of every text file whole, of random Unicode and of every assigned character between
+letters, digits and spaces, with special tokens read in the text and without, and the decoded text
+of both. Prints one JSON object; exits 1 on any difference.
 """
 import argparse
 import json
@@ -14,10 +16,11 @@ import pathlib
 import random
 import subprocess
 import sys
+import unicodedata
 
 import gguf
 import tokenizers
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "support/fixtures/tokenizers"))
 from pre_tokenizers_hf import pre_tokenizer_for  # noqa: E402
@@ -42,6 +45,24 @@ def from_gguf(path):
     return tokenizer
 
 
+def load(model):
+    folder = pathlib.Path(model)
+    if folder.is_dir():
+        return Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return from_gguf(model)
+
+
+def every_character():
+    """Texts that show of which class each assigned character is."""
+    texts = []
+    for first in range(0, 0x110000, 64):
+        chars = [chr(c) for c in range(first, first + 64)
+                 if not 0xD800 <= c <= 0xDFFF and unicodedata.category(chr(c)) not in ("Cn", "Co")]
+        if chars:
+            texts.append("".join(f"a{c}b {c}1{c}{c} {c}\n" for c in chars))
+    return texts
+
+
 def run_tool(tool, model, args, values):
     lines = "".join(json.dumps(value) + "\n" for value in values)
     done = subprocess.run([tool, model, *args], input=lines.encode(), stdout=subprocess.PIPE,
@@ -55,7 +76,7 @@ def compare(args, hf, name, texts):
               "different_texts": 0, "different_decoded": 0}
     for mode in ("raw", "special"):
         hf.encode_special_tokens = mode == "raw"
-        expected = [hf.encode(t, add_special_tokens=False).ids for t in texts]
+        expected = [hf.encode(t, add_special_tokens=mode == "special").ids for t in texts]
         actual = run_tool(args.tool, args.model, ["encode", mode], texts)
         assert len(actual) == len(expected)
         for text, want, got in zip(texts, expected, actual):
@@ -81,9 +102,10 @@ def main():
     parser.add_argument("--data", help="folder of text files")
     parser.add_argument("--random-mb", type=float, default=4)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--every-character", action="store_true")
     args = parser.parse_args()
-    hf = from_gguf(args.model)
-    report = {"tokenizers": tokenizers.__version__}
+    hf = load(args.model)
+    report = {"tokenizers": tokenizers.__version__, "unicode": unicodedata.unidata_version}
     for path in sorted(pathlib.Path(args.data).iterdir()) if args.data else []:
         report[path.name] = compare(args, hf, path.name, [path.read_bytes().decode("utf-8", "replace")])
     rng, texts, size = random.Random(args.seed), [], 0
@@ -91,6 +113,8 @@ def main():
         texts.append(random_text(rng, rng.choice([3, 20, 200, 2000])))
         size += len(texts[-1].encode())
     report["random"] = compare(args, hf, "random", texts)
+    if args.every_character:
+        report["every_character"] = compare(args, hf, "every_character", every_character())
     bad = [r for r in report.values() if isinstance(r, dict)
            and (r["different_texts"] or r["different_decoded"])]
     report["tokens"] = sum(r["tokens"] for r in report.values() if isinstance(r, dict))

@@ -1,4 +1,5 @@
 // The tokenizer as a filter, for differential tests against other implementations and for timing.
+// MODEL is a model, or a folder with a tokenizer.json and perhaps no weights.
 //
 //   tokenizer_tool MODEL encode [raw|special]   stdin: one JSON string a line; stdout: one JSON
 //                                               array of ids a line. `special` reads special tokens
@@ -8,6 +9,7 @@
 //   tokenizer_tool MODEL time FILE REPEATS      tokens and MB/s of Encode on a whole file, best
 //   run.
 #include <chrono>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <iterator>
@@ -17,6 +19,7 @@
 
 #include "engine/formats/checkpoint.h"
 #include "engine/model/tokenizer.h"
+#include "tests/support/tokenizer_fixtures.h"
 
 namespace metattn {
 namespace {
@@ -24,6 +27,19 @@ namespace {
 int Fail(const std::string& what) {
   std::cerr << "tokenizer_tool: " << what << "\n";
   return 1;
+}
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> Load(const std::string& model) {
+  if (std::filesystem::exists(model + "/tokenizer.json")) {
+    const auto read = [&](const char* file) {
+      std::ifstream in(model + file, std::ios::binary);
+      return std::string((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
+    };
+    return test::TokenizerOf({read("/tokenizer.json"), read("/tokenizer_config.json"), ""});
+  }
+  const auto checkpoint = Checkpoint::Open(model);
+  if (!checkpoint.ok()) return checkpoint.status();
+  return Tokenizer::FromCheckpoint(**checkpoint);
 }
 
 int EncodeLines(const Tokenizer& tokenizer, bool special) {
@@ -73,9 +89,7 @@ int Time(const Tokenizer& tokenizer, const std::string& path, int repeats) {
 
 int Main(const std::vector<std::string>& args) {
   if (args.size() < 2) return Fail("usage: tokenizer_tool MODEL encode|decode|time ...");
-  const auto checkpoint = Checkpoint::Open(args[0]);
-  if (!checkpoint.ok()) return Fail(checkpoint.status().ToString());
-  const auto tokenizer = Tokenizer::FromCheckpoint(**checkpoint);
+  const auto tokenizer = Load(args[0]);
   if (!tokenizer.ok()) return Fail(tokenizer.status().ToString());
   if (args[1] == "encode") return EncodeLines(**tokenizer, args.size() > 2 && args[2] == "special");
   if (args[1] == "decode") return DecodeLines(**tokenizer);
