@@ -71,9 +71,15 @@ model=$("$root/deploy/fetch-model.sh") || exit 1
 
 build=$root/build/release
 say "building into build/release (minutes the first time)"
-cmake --preset release -S "$root" >"$work/build.log" 2>&1 && cmake --build "$build" --target metattn metattnctl |
-  tee -a "$work/build.log" | { if [[ -t 1 ]]; then sed -u 's/$/\x1b[K/' | tr '\n' '\r'; else cat >/dev/null; fi; } ||
-  { tail -n 40 "$work/build.log" >&2; fail "the build failed"; }
+build_programs() {
+  (cd "$root" && cmake --preset release) >"$work/build.log" 2>&1 || return 1
+  cmake --build "$build" --target metattn metattnctl 2>&1 | tee -a "$work/build.log" | show_progress
+}
+# On a terminal the build is one line that changes; elsewhere it is silent.
+show_progress() {
+  if [[ -t 1 ]]; then awk '{ printf "\r\033[K    %.100s", $0; fflush() } END { print "" }'; else cat >/dev/null; fi
+}
+build_programs || { tail -n 40 "$work/build.log" >&2; fail "the build failed"; }
 ctl=$build/metattnctl
 
 say "starting $ranks ranks; their log goes to $log"
@@ -85,15 +91,13 @@ address=127.0.0.1:$grpc_port
 healthy=false
 for ((i = 0; i < 300; i++)); do
   kill -0 "$server" 2>/dev/null || fail "the server ended before it was healthy"
-  # Another program's server on that port would look healthy too: ours has written its rank lines by then.
   if "$ctl" health --server "$address" >/dev/null 2>&1; then healthy=true; break; fi
   sleep 0.2
 done
 $healthy || fail "the server is not healthy after a minute"
-sleep 0.2
-kill -0 "$server" 2>/dev/null || fail "the server ended"
-say "healthy: $("$ctl" health --server "$address" 2>&1 | tail -n 1)"
-grep -E 'rank [0-9]+' "$log" | sed 's/^/    /' || true
+kill -0 "$server" 2>/dev/null || fail "the server ended"  # it was another program that answered on that port
+say "healthy; its ranks:"
+sed -n -E 's|.*(rank [0-9]+/[0-9]+: host )|    \1|p' "$log"
 
 # The long prompt is the project's own documents.
 find "$root" -name README.md -not -path '*/build/*' -print0 | sort -z | xargs -0 cat >"$work/documents"

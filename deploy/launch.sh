@@ -16,6 +16,7 @@ usage: deploy/launch.sh [options] PROGRAM [ARGUMENT...]
   --threads T            threads per rank (default: cores / ranks, at least 1); sets METATTN_THREADS
   --hosts A:2,B:2        hosts with their ranks; the first must be this one, because rank 0 serves here.
                          Every host needs the same paths and ssh without a password.
+  --no-bind              leave the ranks to the operating system instead of binding them to cores
   --pid-file FILE        where the process id of rank 0 is written (default: a temporary file)
   --dry-run              print the mpirun command and the settings, start nothing
 Environment variables METATTN_* reach every rank.
@@ -24,7 +25,7 @@ EOF
 
 fail() { echo "launch: $*" >&2; exit 2; }
 
-ranks= threads= hosts= pid_file= dry_run=false
+ranks= threads= hosts= pid_file= bind=true dry_run=false
 while (($#)); do
   case $1 in
     -n | --ranks | --threads | --hosts | --pid-file) (($# > 1)) || fail "$1 needs a value" ;;&
@@ -32,6 +33,7 @@ while (($#)); do
     --threads) threads=$2; shift ;;
     --hosts) hosts=$2; shift ;;
     --pid-file) pid_file=$2; shift ;;
+    --no-bind) bind=false ;;
     --dry-run) dry_run=true ;;
     -h | --help) usage; exit 0 ;;
     --) shift; break ;;
@@ -92,6 +94,9 @@ if ((wanted > cores)) || [[ -n $quota ]]; then
   binding="none ($wanted threads for $cores cores)"
   options+=(--oversubscribe --bind-to none)
   if ((wanted > cores)); then options+=(--mca mpi_yield_when_idle 1); fi
+elif ! $bind; then
+  binding="none"
+  options+=(--oversubscribe --bind-to none)
 elif ((wanted <= physical)); then
   binding="$threads core(s) a rank"
   options+=(--map-by "slot:PE=$threads" --bind-to core)

@@ -62,11 +62,13 @@ run_pytest() {
     build/venv/bin/python -m pytest -ra --junit-xml="$results/pytest-$name.xml" -o junit_family=xunit2 "$@"
 }
 
+# configure_and_build PRESET [TARGET...]
 configure_and_build() {
   local preset=$1
+  shift
   cmake --preset "$preset" >"$results/configure-$preset.log" 2>&1 ||
     { cat "$results/configure-$preset.log"; return 1; }
-  cmake --build --preset "$preset" -j "$jobs"
+  cmake --build --preset "$preset" -j "$jobs" --target "${@:-all}"
 }
 
 python_environment() {
@@ -81,25 +83,6 @@ python_environment() {
 fetch_model() {
   METATTN_TEST_MODEL=$(deploy/fetch-model.sh) || return 1
   export METATTN_TEST_MODEL
-}
-
-# Each target for a short while over its seeds; what it finds is kept in build/fuzz-corpus.
-fuzz_all() {
-  local target name count=0 seconds=${METATTN_FUZZ_SECONDS:-20} seeds
-  for target in build/fuzz/bin/*_fuzz; do
-    [[ -x $target ]] || continue
-    name=$(basename "$target")
-    mkdir -p "build/fuzz-corpus/$name"
-    seeds=()
-    [[ ! -d tests/fuzz/corpus/$name ]] || seeds=("tests/fuzz/corpus/$name")
-    echo "--- $name, $seconds s"
-    "$target" -max_total_time="$seconds" -rss_limit_mb=2048 -timeout=10 -print_final_stats=1 \
-      -artifact_prefix="$results/$name-" "build/fuzz-corpus/$name" "${seeds[@]}" 2>&1 |
-      grep -vE '^#[0-9]+\s+(NEW|REDUCE|pulse|RELOAD)' || return 1
-    count=$((count + 1))
-  done
-  summaries+=("fuzz: $count target(s), $seconds s each, no crash")
-  ((count > 0)) || { echo "no fuzz targets were built"; return 1; }
 }
 
 # ThreadSanitizer of g++ 12 cannot place its shadow memory where addresses are randomised over 32 bits.
@@ -131,7 +114,7 @@ else
   for preset in asan tsan; do
     stage "build-$preset" configure_and_build "$preset" && stage "ctest-$preset" run_ctest "$preset" -L fast
   done
-  stage build-fuzz configure_and_build fuzz && stage fuzz fuzz_all
+  stage build-fuzz configure_and_build fuzz tests/fuzz/all && stage ctest-fuzz run_ctest fuzz -L fuzz
   stage clang-tidy summarised clang-tidy 'files are clean|error:' tests/lint/tidy.sh build/release
 fi
 stage skips summarised skips 'skipped' python3 tests/skips.py "$results"

@@ -37,7 +37,7 @@ def processes_of(pids):
 class Cluster:
     """`metattn serve` on some ranks. Use as a context manager; leaving it ends every process."""
 
-    def __init__(self, folder, model, ranks=1, flags=(), threads=None):
+    def __init__(self, folder, model, ranks=1, flags=(), launch=()):
         self.folder = pathlib.Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.ranks = ranks
@@ -45,15 +45,16 @@ class Cluster:
         self.address = f"127.0.0.1:{self.grpc_port}"
         self.pid_file = self.folder / "rank0.pid"
         self.log_path = self.folder / "server.log"
-        self.threads = threads or max(1, len(os.sched_getaffinity(0)) // ranks)
         self.command = [
-            ROOT / "deploy/launch.sh", "-n", ranks, "--threads", self.threads, "--pid-file", self.pid_file,
+            ROOT / "deploy/launch.sh", "-n", ranks, "--pid-file", self.pid_file, *launch,
             BUILD / "metattn", "serve", "--model", model, "--grpc-port", self.grpc_port,
             "--metrics-port", self.metrics_port, "--jobs-db", self.folder / "jobs.db", *flags]
+        self.environment = {}
         self.process = self.channel = None
 
     def start(self):
         env = {k: v for k, v in os.environ.items() if not k.startswith(("METATTN_", "OMPI_"))}
+        env.update(self.environment)
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(list(map(str, self.command)), env=env, stdin=subprocess.DEVNULL,
                                             stdout=log, stderr=log)

@@ -1,5 +1,8 @@
 """The same tokens whatever the number of ranks, uneven slices and ranks without a head included."""
 
+import socket
+
+import cluster
 import greedy
 import pytest
 
@@ -31,3 +34,17 @@ def test_real_model_on_1_2_and_4_ranks(start_cluster, client_of, real_model, rou
     cases = [(n, ("--route", route, "--max-model-len", "2048")) for n in (1, 2, 4)]
     runs = outputs(start_cluster, client_of, real_model, prompts, cases)
     greedy.assert_same_but_for_near_ties(runs)
+
+
+def test_ranks_on_two_hosts_speak_tcp(tmp_path, client_of, tiny_model):
+    """The second host is this one under another name: in ssh's place a script runs the command here."""
+    agent = tmp_path / "agent"
+    agent.write_text('#!/bin/sh\nshift\nexec sh -c "$*"\n')
+    agent.chmod(0o755)
+    hosts = ["--hosts", f"{socket.gethostname()}:1,elsewhere:1", "--threads", "1", "--no-bind"]
+    running = cluster.Cluster(tmp_path / "two-hosts", tiny_model, 2, launch=hosts)
+    running.environment["OMPI_MCA_plm_rsh_agent"] = str(agent)
+    with running:
+        ids, _, finish = client_of(running).generate(list(range(5, 100)), max_tokens=20, ignore_eos=True)
+        assert len(ids) == 20 and finish.usage.prompt_tokens == 95
+        assert "mpi/tcp" in running.log()
