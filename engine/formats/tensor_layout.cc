@@ -40,36 +40,38 @@ absl::StatusOr<std::int64_t> ByteSize(DType dtype, std::span<const std::int64_t>
 absl::Status PlaceInData(const std::string& file, std::span<const std::byte> data,
                          std::span<const std::uint64_t> offsets, std::uint64_t alignment,
                          std::span<TensorInfo> tensors) {
+  const auto damaged = [&](const TensorInfo& tensor, const std::string& what) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("%s: tensor %s: %s", file, Quoted(tensor.name), what));
+  };
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const auto bytes = ByteSize(tensors[i].dtype, tensors[i].shape);
+    if (!bytes.ok()) return damaged(tensors[i], std::string(bytes.status().message()));
+    const std::uint64_t begin = offsets[i], size = static_cast<std::uint64_t>(*bytes);
+    if (begin % alignment != 0) {
+      return damaged(tensors[i],
+                     absl::StrFormat("its offset %d is not a multiple of %d", begin, alignment));
+    }
+    if (begin > data.size() || size > data.size() - begin) {
+      return damaged(tensors[i], absl::StrFormat("its %d bytes at offset %d go past the end of the "
+                                                 "%d bytes of tensor data (is the file "
+                                                 "truncated?)",
+                                                 size, begin, data.size()));
+    }
+    tensors[i].data = data.subspan(begin, size);
+  }
   std::vector<std::size_t> order(tensors.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
   std::sort(order.begin(), order.end(),
             [&](std::size_t a, std::size_t b) { return offsets[a] < offsets[b]; });
   std::uint64_t end = 0;  // of the tensor before
   for (const std::size_t i : order) {
-    TensorInfo& tensor = tensors[i];
-    const std::uint64_t begin = offsets[i];
-    const auto damaged = [&](const std::string& what) {
-      return absl::InvalidArgumentError(
-          absl::StrFormat("%s: tensor %s: %s", file, Quoted(tensor.name), what));
-    };
-    const auto bytes = ByteSize(tensor.dtype, tensor.shape);
-    if (!bytes.ok()) return damaged(std::string(bytes.status().message()));
-    const auto size = static_cast<std::uint64_t>(*bytes);
-    if (begin % alignment != 0) {
-      return damaged(absl::StrFormat("its offset %d is not a multiple of %d", begin, alignment));
+    if (offsets[i] < end) return damaged(tensors[i], "it overlaps the tensor before it");
+    if (offsets[i] - end >= alignment) {
+      return damaged(tensors[i],
+                     absl::StrFormat("%d bytes before it belong to no tensor", offsets[i] - end));
     }
-    if (begin > data.size() || size > data.size() - begin) {
-      return damaged(absl::StrFormat(
-          "its %d bytes at offset %d go past the end of the %d bytes of tensor data (is the file "
-          "truncated?)",
-          size, begin, data.size()));
-    }
-    if (begin < end) return damaged("it overlaps the tensor before it");
-    if (begin - end >= alignment) {
-      return damaged(absl::StrFormat("%d bytes before it belong to no tensor", begin - end));
-    }
-    tensor.data = data.subspan(begin, size);
-    end = begin + size;
+    end = offsets[i] + tensors[i].data.size();
   }
   if (data.size() - end >= alignment) {
     return absl::InvalidArgumentError(

@@ -57,14 +57,28 @@ ConfigKeys::Scalar ToScalar(const Gguf::Value& value) {
   return ConfigKeys::Other{};
 }
 
+bool IsKnown(std::string_view rest) {
+  return std::find(kKnownKeys.begin(), kKnownKeys.end(), rest) != kKnownKeys.end();
+}
+
+// "mlama.rope.freq_base" or "llama_rope.freq_base": a hyper-parameter whose prefix is damaged, and
+// whose default would silently be taken.
+bool LooksDamaged(std::string_view key, std::string_view architecture) {
+  if (key.starts_with("general.") || key.starts_with("tokenizer.")) return false;
+  const std::size_t dot = key.find('.');
+  return key.starts_with(architecture) || (dot != key.npos && IsKnown(key.substr(dot + 1)));
+}
+
 // Fails closed: a hyper-parameter we do not know could make another model of it.
-absl::Status CheckKnown(const Gguf& gguf, const std::string& prefix, const std::string& file) {
+absl::Status CheckKnown(const Gguf& gguf, const std::string& architecture,
+                        const std::string& file) {
   for (const auto& [key, value] : gguf.metadata()) {
-    if (!key.starts_with(prefix)) continue;
-    const std::string_view rest = key.substr(prefix.size());
-    if (std::find(kKnownKeys.begin(), kKnownKeys.end(), rest) != kKnownKeys.end()) continue;
+    const bool inside = key.starts_with(architecture + ".");
+    if (inside ? IsKnown(key.substr(architecture.size() + 1)) : !LooksDamaged(key, architecture)) {
+      continue;
+    }
     return absl::UnimplementedError(absl::StrFormat(
-        "%s: metadata key %s is a hyper-parameter we do not know", file, Quoted(key)));
+        "%s: metadata key %s is not a hyper-parameter that we know", file, Quoted(key)));
   }
   return absl::OkStatus();
 }
@@ -209,7 +223,7 @@ absl::StatusOr<DeclaredConfig> DeclaredByGguf(const Checkpoint& checkpoint) {
   METATTN_ASSIGN_OR_RETURN(
       c.name, keys.Text("general.name", std::filesystem::path(checkpoint.path()).stem().string()));
   const std::string p = c.architecture + ".";
-  METATTN_RETURN_IF_ERROR(CheckKnown(gguf, p, checkpoint.path()));
+  METATTN_RETURN_IF_ERROR(CheckKnown(gguf, c.architecture, checkpoint.path()));
   METATTN_RETURN_IF_ERROR(CheckPlain(keys, p));
   METATTN_RETURN_IF_ERROR(ReadSizes(keys, p, c));
   METATTN_RETURN_IF_ERROR(ReadVocabulary(keys, p, checkpoint, c));

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <limits>
-#include <optional>
 #include <unordered_map>
 #include <utility>
 
@@ -32,18 +31,15 @@ class BpeTokenizer final : public Tokenizer {
         bpe_(BpeArgs(spec_)),
         raw_matcher_(Select(spec_, false)),
         normalized_matcher_(Select(spec_, true)) {
-    std::vector<bool> added(spec_.tokens.size());
     special_.resize(spec_.tokens.size());
-    for (const AddedToken& token : spec_.added) {
-      added[token.id] = true;
-      special_[token.id] = token.special;
-    }
     bytes_.reserve(spec_.tokens.size());
-    for (std::size_t id = 0; id < spec_.tokens.size(); ++id) {
-      // An added token's text is plain; so is a token that is not written in the byte alphabet.
-      std::optional<std::string> bytes;
-      if (!added[id]) bytes = FromByteAlphabet(spec_.tokens[id]);
-      bytes_.push_back(bytes.has_value() ? *std::move(bytes) : spec_.tokens[id]);
+    for (const std::string& token : spec_.tokens) {
+      // Text outside the byte alphabet can only mean itself.
+      bytes_.push_back(FromByteAlphabet(token).value_or(token));
+    }
+    for (const AddedToken& token : spec_.added) {
+      special_[token.id] = token.special;
+      bytes_[token.id] = token.content;  // plain text, whatever its characters
     }
     spec_.merges = {};  // in bpe_ now
   }
@@ -94,7 +90,15 @@ class BpeTokenizer final : public Tokenizer {
     return args;
   }
 
-  static std::vector<AddedToken> Select(const TokenizerSpec& spec, bool normalized);
+  // The tokens one matcher looks for.
+  static std::vector<AddedToken> Select(const TokenizerSpec& spec, bool normalized) {
+    std::vector<AddedToken> tokens;
+    for (const AddedToken& token : spec.added) {
+      if (token.normalized == normalized) tokens.push_back(token);
+    }
+    return tokens;
+  }
+
   absl::Status EncodeText(std::string_view text, bool special, Call* call) const;
   absl::Status EncodeWords(std::string_view text, Call* call) const;
   void EncodeWord(std::string_view word, Call* call) const;
@@ -107,20 +111,6 @@ class BpeTokenizer final : public Tokenizer {
   std::vector<std::string> bytes_;  // by id
   std::vector<bool> special_;       // by id
 };
-
-// The tokens one matcher looks for. After normalisation it sees normalised text, so their own text
-// is normalised too.
-std::vector<AddedToken> BpeTokenizer::Select(const TokenizerSpec& spec, bool normalized) {
-  std::vector<AddedToken> tokens;
-  for (const AddedToken& token : spec.added) {
-    if (token.normalized != normalized) continue;
-    tokens.push_back(token);
-    if (!normalized || !spec.nfc) continue;
-    absl::StatusOr<std::string> content = ToNfc(token.content);
-    if (content.ok()) tokens.back().content = *std::move(content);
-  }
-  return tokens;
-}
 
 absl::StatusOr<std::vector<std::int32_t>> BpeTokenizer::Encode(std::string_view text,
                                                                const EncodeOptions& options) const {
@@ -228,6 +218,13 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> BuildTokenizer(TokenizerSpec spec,
   if (!pre.ok()) {
     return absl::Status(pre.status().code(),
                         absl::StrCat(path, ": ", std::string(pre.status().message())));
+  }
+  for (AddedToken& token : spec.added) {
+    if (!token.normalized || !spec.nfc) continue;
+    // It is looked for in normalised text, so its own text is normalised too.
+    absl::StatusOr<std::string> content = ToNfc(token.content);
+    if (!content.ok()) return content.status();
+    token.content = *std::move(content);
   }
   return std::make_unique<BpeTokenizer>(std::move(spec), *std::move(pre));
 }
