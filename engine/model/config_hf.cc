@@ -214,6 +214,7 @@ absl::Status ReadRope(const ConfigKeys& keys, const Json& json, DeclaredConfig& 
                            keys.Number("rope_theta", kMinRopeBase, kMaxRopeBase, 10000.0));
   if (!has_scaling) return absl::OkStatus();
   const ConfigKeys scaling = KeysOf(absl::StrCat(keys.file(), ": ", name), *found);
+  METATTN_RETURN_IF_ERROR(CheckWholeHeads(scaling));
   METATTN_ASSIGN_OR_RETURN(declared.rope.base, scaling.Number("rope_theta", kMinRopeBase,
                                                               kMaxRopeBase, declared.rope.base));
   return ReadScaling(scaling, keys, declared);
