@@ -140,8 +140,8 @@ class Coordinator {
       front_.metrics->Detach();
       return runner.status();
     }
-    runner_ = *std::move(runner);
-    front_.jobs->SetRunner(runner_);
+    SetRunner(*std::move(runner));
+    front_.jobs->SetRunner(Runner());
     front_.gate.Open(served);
     front_.server->SetServing(true);
     Announce(*served);
@@ -157,8 +157,14 @@ class Coordinator {
     sources.ranks = served.ranks;
     sources.max_context = served.max_context;
     sources.engine = [&engine] { return engine.Snapshot(); };
-    sources.jobs_waiting = [this] { return runner_ ? runner_->waiting() : 0; };
-    sources.jobs_running = [this] { return runner_ ? runner_->running() : 0; };
+    sources.jobs_waiting = [this] {
+      const auto runner = Runner();
+      return runner ? runner->waiting() : 0;
+    };
+    sources.jobs_running = [this] {
+      const auto runner = Runner();
+      return runner ? runner->running() : 0;
+    };
     sources.serving = [server = front_.server.get()] { return server->serving(); };
     front_.metrics->Attach(sources);
   }
@@ -190,7 +196,7 @@ class Coordinator {
   void WindDown(Engine& engine, const absl::Status& status) {
     front_.server->SetServing(false);
     front_.gate.Close(status.ok() ? "the server is draining" : "the server failed");
-    runner_->Drain();
+    Runner()->Drain();
     if (status.ok()) {
       const EngineSnapshot now = engine.Snapshot();
       spdlog::info("draining: {} requests running, {} queued, at most {} s", now.running,
@@ -201,15 +207,25 @@ class Coordinator {
     front_.server->Shutdown(kLastMessagesSeconds);
     front_.jobs->SetRunner(nullptr);
     front_.metrics->Detach();
-    runner_.reset();  // stores what came last
+    SetRunner(nullptr);  // stores what came last
     if (status.ok()) membership_.Leave();
+  }
+
+  std::shared_ptr<JobRunner> Runner() {
+    std::lock_guard lock(mutex_);
+    return runner_;
+  }
+  void SetRunner(std::shared_ptr<JobRunner> runner) {
+    std::unique_lock lock(mutex_);
+    runner_.swap(runner);
+    lock.unlock();  // the old one goes without it
   }
 
   const Flags& flags_;
   FrontEnd& front_;
   Membership& membership_;
+  std::mutex mutex_;  // protects runner_ and stop_
   std::shared_ptr<JobRunner> runner_;
-  std::mutex mutex_;
   std::condition_variable changed_;
   bool stop_ = false;
 };

@@ -302,8 +302,10 @@ absl::Status FinalStatus(const GenerationEvent& last) {
     case FinishReason::kCancelled:
       return last.status.ok() ? absl::CancelledError("the request was cancelled") : last.status;
     case FinishReason::kDeadline:
-      return last.status.ok() ? absl::DeadlineExceededError("deadline_seconds: has passed")
-                              : last.status;
+      return last.status.ok() || absl::IsDeadlineExceeded(last.status)
+                 ? absl::DeadlineExceededError(
+                       "deadline_seconds: passed before the request was done")
+                 : last.status;
     case FinishReason::kError:
       return last.status.ok() ? absl::InternalError("a step failed") : last.status;
   }

@@ -89,6 +89,9 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     if (event.finish != FinishReason::kNone) {
       ended_ = true;
       final_ = FinalStatus(event);
+      if (absl::IsCancelled(final_) && !broken_) {  // not by its client: a drain ran out of time
+        final_ = absl::UnavailableError("the server is shutting down");
+      }
     }
     Pump(lock);
   }

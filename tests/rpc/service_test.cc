@@ -279,6 +279,19 @@ TEST(Service, DrainingRefusesNewWorkAndLetsRunningWorkEnd) {
   EXPECT_EQ(running.text.size(), 200u);
 }
 
+TEST(Service, ARequestThatADrainHasNoTimeForEndsUnavailable) {
+  TestServer server;
+  server.Load();
+  Collected running;
+  std::thread first([&] { running = Collect(*server.client, TextRequest("x", 4000)); });
+  ASSERT_TRUE(Eventually([&] { return server.engine.submitted == 1; }));
+  EXPECT_FALSE(server.engine.Drain(0.05));
+  first.join();
+  EXPECT_EQ(running.status.code(), absl::StatusCode::kUnavailable) << running.status;
+  EXPECT_EQ(running.finish.reason(), v1::FINISH_REASON_CANCELLED);
+  EXPECT_FALSE(running.text.empty());
+}
+
 TEST(Service, ASecondServerOnThePortFailsNamingTheFlag) {
   TestServer first;
   ServerOptions options;
