@@ -8,6 +8,7 @@
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/pack.h"
 #include "kernels/cpu/packed_matrix.h"
+#include "kernels/cpu/weight_arena.h"
 
 namespace metattn::cpu {
 namespace {
@@ -69,6 +70,7 @@ absl::StatusOr<std::unique_ptr<CpuKernels>> CpuKernels::Create(const KernelsOpti
 CpuKernels::CpuKernels(const OpTable& ops, const KernelsOptions& options)
     : ops_(ops),
       device_(MakeHostDevice()),
+      arena_(*device_),
       pool_(options.threads, options.spin),
       scratch_(options.threads),
       context_{pool_, scratch_, options.deterministic} {}
@@ -82,11 +84,11 @@ absl::StatusOr<std::unique_ptr<Matrix>> CpuKernels::Pack(std::span<const MatrixP
   std::vector<Segment> segments;
   std::vector<std::int64_t> offsets;
   const std::int64_t bytes = Layout(parts, cols, panel_rows, segments, offsets);
-  absl::StatusOr<Buffer> memory = device_->Allocate(static_cast<std::size_t>(bytes));
+  absl::StatusOr<WeightArena::Piece> memory = arena_.Allocate(static_cast<std::size_t>(bytes));
   if (!memory.ok()) return memory.status();
   for (std::size_t i = 0; i < segments.size(); ++i) {
     Segment& s = segments[i];
-    std::byte* data = memory->data() + offsets[i];
+    std::byte* data = memory->data + offsets[i];
     s.data = data;
     const std::int64_t chunk = s.panel_bytes == 0 ? s.panels : kPackChunkBytes / s.panel_bytes + 1;
     pool_.ParallelFor(s.panels, chunk, [&](std::int64_t begin, std::int64_t end, int) {

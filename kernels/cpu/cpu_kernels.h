@@ -14,6 +14,7 @@
 #include "kernels/cpu/op_table.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/thread_pool.h"
+#include "kernels/cpu/weight_arena.h"
 #include "kernels/kernels.h"
 
 namespace metattn::cpu {
@@ -49,6 +50,7 @@ class CpuKernels final : public Kernels {
  private:
   const OpTable& ops_;
   std::unique_ptr<Device> device_;
+  WeightArena arena_;
   ThreadPool pool_;
   Scratch scratch_;
   OpContext context_;

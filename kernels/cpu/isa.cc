@@ -6,6 +6,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "kernels/check.h"
 #include "kernels/cpu/op_table.h"
 
 #if defined(__x86_64__)
@@ -96,7 +97,6 @@ const std::vector<Level>& Levels() {
 }
 
 std::string Names(const std::vector<std::string_view>& names) {
-  if (names.empty()) return "none";
   return absl::StrJoin(names, ", ", [](std::string* out, std::string_view name) {
     out->append(name.data(), name.size());
   });
@@ -115,32 +115,40 @@ const std::vector<std::string_view>& AvailableIsas() {
   return names;
 }
 
-absl::StatusOr<const OpTable*> SelectIsa(std::string_view wanted) {
-  std::string source = "the cpu backend's instruction set";
-  std::string name(wanted);
-  if (name.empty()) {
-    const char* variable = std::getenv("METATTN_CPU_ISA");
-    if (variable != nullptr) name = variable;
-    source = "METATTN_CPU_ISA";
-  }
-  const std::string have = absl::StrCat("; this machine runs: ", Names(AvailableIsas()));
-  if (name.empty()) {
-    if (AvailableIsas().empty()) {
-      return absl::InvalidArgumentError(
-          "the cpu backend needs AVX2, FMA and F16C, which this machine lacks; use backend ref");
-    }
-    name = std::string(AvailableIsas().back());
-  }
-  std::vector<std::string_view> built;
-  for (const Level& level : Levels()) {
-    built.push_back(level.name);
-    if (level.name != name) continue;
-    if (level.available) return &level.table();
+absl::StatusOr<std::string_view> ChooseIsa(const IsaChoice& choice) {
+  if (choice.available.empty()) {
     return absl::InvalidArgumentError(
-        absl::StrCat(source, ": \"", name, "\" is not supported by this machine", have));
+        "the cpu backend needs AVX2, FMA and F16C, which this machine lacks; use backend ref");
   }
-  return absl::InvalidArgumentError(
-      absl::StrCat(source, ": unknown value \"", name, "\"; known: ", Names(built), have));
+  const bool by_option = !choice.option.empty();
+  const std::string_view wanted = by_option ? choice.option : choice.environment;
+  if (wanted.empty()) return choice.available.back();
+  for (const std::string_view name : choice.available) {
+    if (name == wanted) return name;
+  }
+  const std::string source = by_option ? "instruction set" : "METATTN_CPU_ISA";
+  const std::string have =
+      absl::StrCat("this machine runs: ", Names(choice.available), "; leave it empty for the best");
+  for (const std::string_view name : choice.known) {
+    if (name != wanted) continue;
+    return absl::InvalidArgumentError(absl::StrCat(source, ": \"", std::string(wanted),
+                                                   "\" is not supported by this machine; ", have));
+  }
+  return absl::InvalidArgumentError(absl::StrCat(source, ": unknown value \"", std::string(wanted),
+                                                 "\"; known: ", Names(choice.known), "; ", have));
+}
+
+absl::StatusOr<const OpTable*> SelectIsa(std::string_view wanted) {
+  const char* variable = std::getenv("METATTN_CPU_ISA");
+  std::vector<std::string_view> known;
+  for (const Level& level : Levels()) known.push_back(level.name);
+  const absl::StatusOr<std::string_view> name =
+      ChooseIsa({wanted, variable == nullptr ? "" : variable, known, AvailableIsas()});
+  if (!name.ok()) return name.status();
+  for (const Level& level : Levels()) {
+    if (level.name == *name) return &level.table();
+  }
+  METATTN_CHECK(false, "a level that was chosen is gone");
 }
 
 }  // namespace metattn::cpu

@@ -23,4 +23,12 @@ const std::vector<std::string_view>& AvailableIsas();
 // unset or empty too, for the best level.
 absl::StatusOr<const OpTable*> SelectIsa(std::string_view wanted);
 
+// The choice behind SelectIsa, for tests: a name out of `available`, both lists slowest first.
+struct IsaChoice {
+  std::string_view option, environment;
+  const std::vector<std::string_view>& known;
+  const std::vector<std::string_view>& available;
+};
+absl::StatusOr<std::string_view> ChooseIsa(const IsaChoice& choice);
+
 }  // namespace metattn::cpu

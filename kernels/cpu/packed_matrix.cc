@@ -3,7 +3,7 @@
 namespace metattn::cpu {
 
 PackedMatrix::PackedMatrix(std::vector<Segment> segments, std::int64_t cols, int panel_rows,
-                           Buffer memory)
+                           WeightArena::Piece memory)
     : segments_(std::move(segments)),
       cols_(cols),
       panel_rows_(panel_rows),

@@ -5,8 +5,8 @@
 // panel p starts at data + p * panel_bytes. Inside a panel the values run along the columns in
 // groups of up to 32, all rows side by side (block_format.h), so that one multiplication reads the
 // matrix once, front to back.
-// Ownership: owns its memory. Thread safe to read. Errors: none here (Pack in cpu_kernels.cc
-// reports). Cost: accessors only.
+// Ownership: shares the slab its memory lies in. Thread safe to read. Errors: none here (Pack in
+// cpu_kernels.cc reports). Cost: accessors only.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +14,7 @@
 #include <utility>
 #include <vector>
 
-#include "kernels/device.h"
+#include "kernels/cpu/weight_arena.h"
 #include "kernels/kernels.h"
 #include "kernels/types.h"
 
@@ -32,7 +32,8 @@ struct Segment {
 
 class PackedMatrix final : public Matrix {
  public:
-  PackedMatrix(std::vector<Segment> segments, std::int64_t cols, int panel_rows, Buffer memory);
+  PackedMatrix(std::vector<Segment> segments, std::int64_t cols, int panel_rows,
+               WeightArena::Piece memory);
 
   std::int64_t rows() const override { return rows_; }
   std::int64_t cols() const override { return cols_; }
@@ -46,7 +47,7 @@ class PackedMatrix final : public Matrix {
   std::vector<Segment> segments_;
   std::int64_t rows_ = 0, cols_ = 0, panels_ = 0, bytes_ = 0;
   int panel_rows_ = 0;
-  Buffer memory_;
+  WeightArena::Piece memory_;
 };
 
 }  // namespace metattn::cpu
