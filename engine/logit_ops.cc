@@ -1,7 +1,6 @@
 #include "engine/logit_ops.h"
 
 #include <algorithm>
-#include <bit>
 #include <limits>
 
 #include "kernels/check.h"
@@ -17,38 +16,50 @@
 namespace metattn {
 namespace {
 
-constexpr std::size_t kLanes = 16;
 constexpr float kMinusInf = -std::numeric_limits<float>::infinity();
 
+// Vectors of the compiler: on a narrower machine each is several registers, with equal results.
+constexpr std::size_t kLanes = 8;
+typedef float Float8 __attribute__((vector_size(32)));
+typedef std::uint32_t Bits8 __attribute__((vector_size(32)));
+typedef float Float4 __attribute__((vector_size(16)));
+typedef double Double4 __attribute__((vector_size(32)));
+typedef std::uint64_t WideBits4 __attribute__((vector_size(32)));
+
+METATTN_INLINE Float8 Load(const float* x) {
+  Float8 v;
+  __builtin_memcpy(&v, x, sizeof v);
+  return v;
+}
+
 // e^x for x in [-87, 0]; 0 below and for NaN. 2^n times a polynomial on |r| <= ln(2)/2.
-METATTN_INLINE float ExpF(float x) {
-  const bool tiny = !(x > -87.0f);
-  const float t = tiny ? 0.0f : x;
+METATTN_INLINE Float8 Exp(Float8 x) {
+  const Float8 zero = {};
+  const auto usable = x > -87.0f;
+  const Float8 t = usable ? x : zero;
   // Adding 1.5 * 2^23 rounds to the nearest integer, which then lies in the low mantissa bits.
-  const float shifted = t * 1.44269504f + 12582912.0f;
-  const float n = shifted - 12582912.0f;
-  const float r = (t - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.0f / 720;
-  p = p * r + 1.0f / 120;
+  const Float8 shifted = t * 1.44269504f + 12582912.0f;
+  const Float8 n = shifted - 12582912.0f;
+  const Float8 r = (t - n * 0.693359375f) + n * 2.12194440e-4f;
+  Float8 p = r * (1.0f / 720) + 1.0f / 120;
   p = p * r + 1.0f / 24;
   p = p * r + 1.0f / 6;
   p = p * r + 0.5f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  const std::uint32_t exponent = (std::bit_cast<std::uint32_t>(shifted) + 127u) << 23;
-  const float value = p * std::bit_cast<float>(exponent);
-  return tiny ? 0.0f : value;
+  const Bits8 exponent = ((Bits8)shifted + 127u) << 23;
+  return usable ? p * (Float8)exponent : zero;
 }
 
 // The same in double for x in [-700, 0]; the first omitted term of the series is 7e-12.
-METATTN_INLINE double ExpD(double x) {
-  const bool tiny = !(x > -700.0);
-  const double t = tiny ? 0.0 : x;
-  const double shifted = t * 1.4426950408889634 + 6755399441055744.0;
-  const double n = shifted - 6755399441055744.0;
-  const double r = (t - n * 0.693145751953125) - n * 1.42860682030941723212e-6;
-  double p = 1.0 / 362880;
-  p = p * r + 1.0 / 40320;
+METATTN_INLINE Double4 Exp(Double4 x) {
+  const Double4 zero = {};
+  const auto usable = x > -700.0;
+  const Double4 t = usable ? x : zero;
+  const Double4 shifted = t * 1.4426950408889634 + 6755399441055744.0;
+  const Double4 n = shifted - 6755399441055744.0;
+  const Double4 r = (t - n * 0.693145751953125) - n * 1.42860682030941723212e-6;
+  Double4 p = r * (1.0 / 362880) + 1.0 / 40320;
   p = p * r + 1.0 / 5040;
   p = p * r + 1.0 / 720;
   p = p * r + 1.0 / 120;
@@ -57,43 +68,56 @@ METATTN_INLINE double ExpD(double x) {
   p = p * r + 0.5;
   p = p * r + 1.0;
   p = p * r + 1.0;
-  const std::uint64_t exponent = (std::bit_cast<std::uint64_t>(shifted) + 1023u) << 52;
-  const double value = p * std::bit_cast<double>(exponent);
-  return tiny ? 0.0 : value;
+  const WideBits4 exponent = ((WideBits4)shifted + 1023u) << 52;
+  return usable ? p * (Double4)exponent : zero;
 }
 
+METATTN_INLINE Double4 LoadDouble(const float* x) {
+  Float4 v;
+  __builtin_memcpy(&v, x, sizeof v);
+  return __builtin_convertvector(v, Double4);
+}
+
+METATTN_INLINE double Sum(Double4 v) { return (v[0] + v[1]) + (v[2] + v[3]); }
+
 METATTN_INLINE float ChunkMax(const float* x) {
-  float best[kLanes];
-  for (std::size_t j = 0; j < kLanes; ++j) best[j] = kMinusInf;
-  for (std::size_t i = 0; i < kLogitChunk; i += kLanes) {
-    for (std::size_t j = 0; j < kLanes; ++j) best[j] = x[i + j] > best[j] ? x[i + j] : best[j];
+  Float8 a = Load(x), b = Load(x + kLanes);
+  // NaN in the first vectors must not stay: it compares as not larger only when it is new.
+  const Float8 lowest = {kMinusInf, kMinusInf, kMinusInf, kMinusInf,
+                         kMinusInf, kMinusInf, kMinusInf, kMinusInf};
+  a = a > lowest ? a : lowest;
+  b = b > lowest ? b : lowest;
+  for (std::size_t i = 2 * kLanes; i < kLogitChunk; i += 2 * kLanes) {
+    const Float8 c = Load(x + i), d = Load(x + i + kLanes);
+    a = c > a ? c : a;
+    b = d > b ? d : b;
   }
-  float max = best[0];
-  for (std::size_t j = 1; j < kLanes; ++j) max = best[j] > max ? best[j] : max;
+  a = b > a ? b : a;
+  float max = a[0];
+  for (std::size_t j = 1; j < kLanes; ++j) max = a[j] > max ? a[j] : max;
   return max;
 }
 
 METATTN_INLINE double ChunkExp(const float* x, float max, float scale, float* weights) {
-  double sum[kLanes] = {};
   for (std::size_t i = 0; i < kLogitChunk; i += kLanes) {
-    for (std::size_t j = 0; j < kLanes; ++j) weights[i + j] = ExpF((x[i + j] - max) * scale);
-    for (std::size_t j = 0; j < kLanes; ++j) sum[j] += static_cast<double>(weights[i + j]);
+    const Float8 w = Exp((Load(x + i) - max) * scale);
+    __builtin_memcpy(weights + i, &w, sizeof w);
   }
-  double total = 0;
-  for (std::size_t j = 0; j < kLanes; ++j) total += sum[j];
-  return total;
+  Double4 a = {}, b = {};
+  for (std::size_t i = 0; i < kLogitChunk; i += kLanes) {
+    a += LoadDouble(weights + i);
+    b += LoadDouble(weights + i + kLanes / 2);
+  }
+  return Sum(a + b);
 }
 
 METATTN_INLINE double ChunkSumExp(const float* x, float max) {
-  double sum[kLanes] = {};
+  Double4 a = {}, b = {};
   for (std::size_t i = 0; i < kLogitChunk; i += kLanes) {
-    for (std::size_t j = 0; j < kLanes; ++j) {
-      sum[j] += ExpD(static_cast<double>(x[i + j]) - static_cast<double>(max));
-    }
+    a += Exp(LoadDouble(x + i) - static_cast<double>(max));
+    b += Exp(LoadDouble(x + i + kLanes / 2) - static_cast<double>(max));
   }
-  double total = 0;
-  for (std::size_t j = 0; j < kLanes; ++j) total += sum[j];
-  return total;
+  return Sum(a + b);
 }
 
 // A short last chunk is padded with -inf, so that it takes the same path as the others.

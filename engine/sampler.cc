@@ -27,7 +27,8 @@ struct Scratch {
   std::vector<std::int32_t> candidates;  // ids, ascending
   std::vector<float> candidate_weights;  // of the same ids
   std::vector<std::int32_t> ranked;      // a copy of ids that may be reordered
-  std::vector<double> mass;              // histogram
+  std::vector<std::uint32_t> bins;       // histogram of logits
+  std::vector<double> mass;              // histogram of weights
 };
 
 Scratch& ThreadScratch() {
@@ -79,12 +80,11 @@ void ApplyPenalties(std::span<float> logits, const SamplingParams& params,
   };
   once(context.output);
   if (params.repetition_penalty != 1.0) once(context.prompt);
-  for (const auto ids : {context.output, context.prompt}) {
-    for (const std::int32_t id : ids) {
-      seen[static_cast<std::size_t>(id)] = 0;
-      counts[static_cast<std::size_t>(id)] = 0;
-    }
+  for (const std::int32_t id : context.output) {
+    seen[static_cast<std::size_t>(id)] = 0;
+    counts[static_cast<std::size_t>(id)] = 0;
   }
+  for (const std::int32_t id : context.prompt) seen[static_cast<std::size_t>(id)] = 0;
 }
 
 void Adjust(std::span<float> logits, const SamplingParams& params, const SampleContext& context,
@@ -112,18 +112,43 @@ std::int32_t FirstOf(std::span<const float> logits, std::span<const float> maxim
   return 0;
 }
 
-// The k best ids in ascending order of id (exactly k unless fewer are above -inf). The k-th
-// largest chunk maximum is a lower bound of the k-th largest logit, so few values are looked at
-// when k is small.
-void TopK(std::span<const float> logits, std::size_t k, Scratch& scratch) {
-  float bound = kMinusInf;
-  if (k <= scratch.maxima.size()) {
+// Bits of a float such that their order as integers is the order of the floats.
+std::uint32_t OrderedBits(float x) {
+  const auto bits = std::bit_cast<std::uint32_t>(x);
+  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
+}
+
+float FromOrderedBits(std::uint32_t ordered) {
+  return std::bit_cast<float>((ordered & 0x80000000u) != 0 ? ordered & 0x7fffffffu : ~ordered);
+}
+
+// A value that at least k logits reach and not many more: the k-th largest chunk maximum when k is
+// small, else the lower edge of the histogram bin in which the k-th largest logit lies.
+float LowerBoundOfKth(std::span<const float> logits, std::size_t k, Scratch& scratch) {
+  if (k <= scratch.maxima.size() / 8) {
     auto& sorted = scratch.sorted_maxima;
     sorted.assign(scratch.maxima.begin(), scratch.maxima.end());
     const auto kth = sorted.begin() + static_cast<std::ptrdiff_t>(k - 1);
     std::nth_element(sorted.begin(), kth, sorted.end(), std::greater<float>());
-    bound = *kth;
+    return *kth;
   }
+  constexpr int kShift = 20;  // sign, exponent, 3 bits of mantissa
+  auto& bins = scratch.bins;
+  bins.assign(std::size_t{1} << (32 - kShift), 0);
+  for (const float x : logits) {
+    if (x > kMinusInf) ++bins[OrderedBits(x) >> kShift];
+  }
+  std::size_t reached = 0;
+  for (std::size_t b = bins.size(); b > 0; --b) {
+    reached += bins[b - 1];
+    if (reached >= k) return FromOrderedBits(static_cast<std::uint32_t>(b - 1) << kShift);
+  }
+  return kMinusInf;
+}
+
+// The k best ids in ascending order of id (exactly k unless fewer are above -inf).
+void TopK(std::span<const float> logits, std::size_t k, Scratch& scratch) {
+  const float bound = LowerBoundOfKth(logits, k, scratch);
   auto& ids = scratch.candidates;
   ids.clear();
   for (std::size_t c = 0; c < scratch.maxima.size(); ++c) {
@@ -134,38 +159,49 @@ void TopK(std::span<const float> logits, std::size_t k, Scratch& scratch) {
     }
   }
   if (ids.size() <= k) return;
-  std::nth_element(ids.begin(), ids.begin() + static_cast<std::ptrdiff_t>(k - 1), ids.end(),
-                   Better{logits.data()});
-  ids.resize(k);
-  std::sort(ids.begin(), ids.end());
+  const Better better{logits.data()};
+  scratch.ranked.assign(ids.begin(), ids.end());
+  const auto kth = scratch.ranked.begin() + static_cast<std::ptrdiff_t>(k - 1);
+  std::nth_element(scratch.ranked.begin(), kth, scratch.ranked.end(), better);
+  std::erase_if(ids, [&](std::int32_t id) { return better(*kth, id); });
+}
+
+// Of the candidates whose bit pattern begins with `prefix` (that is, bits >> (shift + width)), the
+// longer prefix (bits >> shift) at which the mass, counted from the largest down and starting at
+// *reached, arrives at `wanted`. *reached becomes the mass above it. Bit patterns order positive
+// floats, so this is one digit of a radix selection.
+std::uint32_t BorderPrefix(Scratch& scratch, int shift, int width, std::uint32_t prefix,
+                           double wanted, double* reached) {
+  const std::uint32_t bins = 1u << width;
+  scratch.mass.assign(bins, 0.0);
+  for (const float w : scratch.candidate_weights) {
+    const auto bits = std::bit_cast<std::uint32_t>(w);
+    if (bits >> (shift + width) == prefix) {
+      scratch.mass[(bits >> shift) & (bins - 1)] += static_cast<double>(w);
+    }
+  }
+  std::uint32_t border = bins - 1;
+  while (border > 0 && *reached + scratch.mass[border] < wanted) {
+    *reached += scratch.mass[border--];
+  }
+  return (prefix << width) | border;
 }
 
 // Zeroes what lies outside the nucleus: the shortest run of most likely candidates whose mass
-// reaches top_p of `total`. Weights are binned by the top bits of their float pattern (which order
-// positive floats); only the bin in which the mass is reached is sorted.
+// reaches top_p of `total`. Two radix digits leave a few nearly equal weights to be sorted.
 void KeepNucleus(double top_p, double total, Scratch& scratch) {
   auto& weights = scratch.candidate_weights;
-  constexpr int kShift = 19;  // 8 exponent bits and 4 mantissa bits remain
-  constexpr std::size_t kBins = (std::size_t{0x3f800000u} >> kShift) + 1;  // weights are <= 1
-  const auto bin = [](float w) {
-    return std::min<std::size_t>(std::bit_cast<std::uint32_t>(w) >> kShift, kBins - 1);
-  };
-  scratch.mass.assign(kBins, 0.0);
-  for (const float w : weights) scratch.mass[bin(w)] += static_cast<double>(w);
   const double wanted = top_p * total;
   double reached = 0;
-  std::size_t border = kBins;
-  while (border > 0 && reached + scratch.mass[border - 1] < wanted) {
-    reached += scratch.mass[--border];
-  }
-  if (border == 0) return;  // rounding: everything is needed
-  --border;
+  constexpr int kFine = 8;
+  const std::uint32_t coarse = BorderPrefix(scratch, 19, 12, 0, wanted, &reached);
+  const std::uint32_t border = BorderPrefix(scratch, kFine, 19 - kFine, coarse, wanted, &reached);
   auto& ranked = scratch.ranked;  // indices into weights
   ranked.clear();
   for (std::size_t i = 0; i < weights.size(); ++i) {
-    const std::size_t b = bin(weights[i]);
-    if (b < border) weights[i] = 0;
-    if (b == border) ranked.push_back(static_cast<std::int32_t>(i));
+    const std::uint32_t prefix = std::bit_cast<std::uint32_t>(weights[i]) >> kFine;
+    if (prefix < border) weights[i] = 0;
+    if (prefix == border) ranked.push_back(static_cast<std::int32_t>(i));
   }
   std::sort(ranked.begin(), ranked.end(), Better{weights.data()});
   for (const std::int32_t i : ranked) {

@@ -26,10 +26,6 @@ std::string Gibibytes(std::int64_t bytes) {
   return absl::StrFormat("%.2f GiB", bytes / 1073741824.0);
 }
 
-SliceShape ShapeOf(const ModelConfig& c, const Checkpoint& checkpoint) {
-  return {c.kv_heads, c.group(), c.head_dim, c.hidden, c.ffn, c.vocab, ColumnUnit(checkpoint)};
-}
-
 class RankWorker final : public Worker {
  public:
   RankWorker(const ModelConfig& config, const ModelOptions& options, const WorkerLimits& limits,

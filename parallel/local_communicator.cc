@@ -196,7 +196,7 @@ class LocalCommunicator final : public Communicator {
 
   absl::Status Broadcast(std::vector<std::byte>& message) override {
     Call call{"broadcast", 0, 0, &message, /*patient=*/true};
-    const absl::Status s = Run(call, false, 0, [&] {
+    absl::Status s = Run(call, false, 0, [&] {
       const auto* from = static_cast<const std::vector<std::byte>*>(hub_->call(0).memory);
       if (rank_ != 0) message = *from;
     });
@@ -281,6 +281,7 @@ std::vector<std::unique_ptr<Communicator>> MakeLocalCommunicators(int size,
                                                                   const CommOptions& options) {
   auto hub = std::make_shared<Hub>(size, options);
   std::vector<std::unique_ptr<Communicator>> ends;
+  ends.reserve(size);
   for (int r = 0; r < size; ++r) ends.push_back(std::make_unique<LocalCommunicator>(r, size, hub));
   return ends;
 }

@@ -32,7 +32,7 @@ constexpr int kBroadcastTag = 1;
 constexpr std::int64_t kMaxMessageBytes = std::int64_t{1} << 30;
 // Ordered sums gather and add a part of this many values at a time: the gathered copies of all
 // ranks then stay in cache and scratch memory is bounded whatever the batch.
-constexpr std::int64_t kOrderedPart = 16 * 1024;
+constexpr std::int64_t kOrderedPart = std::int64_t{16} << 10;
 constexpr std::int64_t kReducePart = std::int64_t{1} << 28;  // MPI counts are ints
 // Processes start one after another, so a short deadline of operations says nothing about this.
 constexpr double kStartSeconds = 30;
@@ -43,7 +43,7 @@ constexpr auto kSpinAfterCall = std::chrono::microseconds(1000);
 constexpr auto kBellTimeout = std::chrono::milliseconds(50);
 // On other hosts than rank 0's there is no bell: sleep, the kernel's timer slack (50 us) and the
 // poll itself together stay under the 0.5 ms that communicator.h promises.
-constexpr auto kPollSleep = std::chrono::microseconds(200);
+constexpr auto kPollSleep = std::chrono::microseconds(300);
 
 double Seconds(Clock::duration d) { return std::chrono::duration<double>(d).count(); }
 
@@ -410,8 +410,10 @@ absl::StatusOr<std::unique_ptr<Communicator>> MakeMpiCommunicator(const CommOpti
     return absl::FailedPreconditionError(
         "MPI was initialised before in this process; it can be only once");
   }
-  // Read by Open MPI when it starts; what the launcher says comes first.
-  if (!options.spin) ::setenv("OMPI_MCA_mpi_yield_when_idle", "1", /*overwrite=*/0);
+  // Read by Open MPI when it starts; what the launcher says comes first. Yielding costs nothing
+  // measurable on a quiet machine, and on a busy one it saves a whole time slice whenever the rank
+  // that is waited for has lost its core (README.md).
+  ::setenv("OMPI_MCA_mpi_yield_when_idle", "1", /*overwrite=*/0);
   const LaunchEnv env = ReadLaunchEnv();
   const double start_s = std::max(options.deadline_s, kStartSeconds);
   Watchdog watchdog(start_s, [&](const char* operation, double seconds) {

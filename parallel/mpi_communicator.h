@@ -9,11 +9,11 @@
 // reports becomes UNAVAILABLE naming rank and operation. An operation that outlives its deadline
 // ends this process with kPeerLostExit after one line on stderr; mpirun then ends the others.
 // Tensor operations complete inline, on host memory.
-// Waiting: blocking collectives spin inside MPI, or yield the core when Options.spin is false or
-// the launcher sets OMPI_MCA_mpi_yield_when_idle (read by MPI at its start). A receiver of a
-// Broadcast looks without sleeping for 1 ms after its last operation (yielding when spin is false),
-// then sleeps until rank 0 rings a bell in memory their host shares; on other hosts it polls every
-// 0.2 ms.
+// Waiting: blocking collectives look without sleeping but yield the core between looks
+// (OMPI_MCA_mpi_yield_when_idle=1 unless the launcher says otherwise). A receiver of a Broadcast
+// does the same for 1 ms after its last operation, then sleeps until rank 0 rings a bell in memory
+// their host shares; on other hosts it polls every 0.3 ms. Options.spin false adds a yield to our
+// own looks, whatever the launcher said.
 // Costs between two ranks of one host: README.md.
 #pragma once
 

@@ -254,4 +254,14 @@ std::int64_t ColumnUnit(const Checkpoint& checkpoint) {
   return unit;
 }
 
+SliceShape ShapeOf(const ModelConfig& config, const Checkpoint& checkpoint) {
+  return {.kv_heads = config.kv_heads,
+          .group = config.group(),
+          .head_dim = config.head_dim,
+          .hidden = config.hidden,
+          .ffn = config.ffn,
+          .vocab = config.vocab,
+          .column_unit = ColumnUnit(checkpoint)};
+}
+
 }  // namespace metattn

@@ -48,4 +48,7 @@ absl::StatusOr<std::int64_t> StoredBytes(const Checkpoint& checkpoint, const Mod
 // Smallest column count at which every sliced weight can be cut (1, or the quantisation block).
 std::int64_t ColumnUnit(const Checkpoint& checkpoint);
 
+// What PlanSlices needs to know of the model.
+SliceShape ShapeOf(const ModelConfig& config, const Checkpoint& checkpoint);
+
 }  // namespace metattn

@@ -8,6 +8,13 @@
 // one partial; spans are merged by log-sum-exp in span order. Every (query, token) score and every
 // (query, dim) sum is one chain in a fixed order and masked tokens add exact zeros, so a row's bits
 // do not depend on the tile, the unit or the thread.
+//
+// Decode (few queries) is bound by memory: a page is read in the order it lies and the same place
+// of the next page is prefetched meanwhile, because rows of 256 bytes and pages of 16 KB are too
+// short for the hardware to run ahead on its own. Measured on a loaded machine: 12.4 GB/s a thread
+// where plain reading gives 15.6 and the same loop without prefetch 9.7; K in groups of 16 tokens
+// (four streams) without prefetch 8.7; prefetching 2 or 4 KB ahead in address order did not help.
+// Prefill runs at 0.97 of the peak of f32 fused multiply-adds.
 #include "kernels/cpu/attention_tile.h"
 
 #include <cstdint>
@@ -25,6 +32,8 @@ constexpr int kGroupVectors = kGroupTokens / kLanes;
 // Vectors of accumulators per query: 4 with 32 registers, 2 with 16.
 constexpr int kWide = kLanes == 16 ? 4 : 2;
 constexpr int kPagesPerSpan = kSpanTokens / kBlockTokens;
+// With more queries a page costs more to compute than to read.
+constexpr int kPrefetchQueries = 4;
 constexpr float kMinusInfinity = -__builtin_inff();
 
 // Scratch of one worker for a tile; Q queries, each array 64-byte aligned.
@@ -50,27 +59,29 @@ float ExpOne(float x) {
   return lanes[0];
 }
 
-// Scores of QB queries with kVectors vectors of tokens that start at the words `k` of a page.
+// Scores of QB queries with kVectors vectors of tokens that start at the words `k` of a page; the
+// page `ahead` words further on will be needed next.
 template <int QB, int kVectors>
-METATTN_INLINE void ScoreBlock(const std::uint32_t* k, int padded, const float* q, float* s) {
+METATTN_INLINE void ScoreBlock(const std::uint32_t* k, [[maybe_unused]] std::int64_t ahead,
+                               int padded, const float* q, float* s) {
   F32v acc[QB][kVectors];
   for (int i = 0; i < QB; ++i) {
     for (int v = 0; v < kVectors; ++v) acc[i][v] = Zero();
   }
   const int pairs = padded / 2;
   for (int p = 0; p < pairs; ++p) {
+    const std::uint32_t* words = k + p * kBlockTokens;
     F32v half[kVectors];
     for (int v = 0; v < kVectors; ++v) {
-      half[v] =
-          EvenBf16(k + (v / kGroupVectors * pairs + p) * kGroupTokens + v % kGroupVectors * kLanes);
+      if constexpr (QB <= kPrefetchQueries) __builtin_prefetch(words + ahead + v * kLanes, 0, 2);
+      half[v] = EvenBf16(words + v * kLanes);
     }
     for (int i = 0; i < QB; ++i) {
       const F32v x = Set(q[i * padded + 2 * p]);
       for (int v = 0; v < kVectors; ++v) acc[i][v] = Fma(x, half[v], acc[i][v]);
     }
     for (int v = 0; v < kVectors; ++v) {
-      half[v] =
-          OddBf16(k + (v / kGroupVectors * pairs + p) * kGroupTokens + v % kGroupVectors * kLanes);
+      half[v] = OddBf16(words + v * kLanes);
     }
     for (int i = 0; i < QB; ++i) {
       const F32v x = Set(q[i * padded + 2 * p + 1]);
@@ -84,15 +95,15 @@ METATTN_INLINE void ScoreBlock(const std::uint32_t* k, int padded, const float* 
 
 // Token groups [first, end) of a page for QB queries.
 template <int QB>
-void ScoreGroups(const std::uint32_t* k, int padded, int first, int end, const float* q, float* s) {
-  const int words = padded / 2 * kGroupTokens;  // per group
+void ScoreGroups(const std::uint32_t* k, [[maybe_unused]] std::int64_t ahead, int padded, int first,
+                 int end, const float* q, float* s) {
   constexpr int kAtOnce = kWide / kGroupVectors;
   int g = first;
   for (; g + kAtOnce <= end; g += kAtOnce) {
-    ScoreBlock<QB, kWide>(k + g * words, padded, q, s + g * kGroupTokens);
+    ScoreBlock<QB, kWide>(k + g * kGroupTokens, ahead, padded, q, s + g * kGroupTokens);
   }
   for (; g < end; ++g) {
-    ScoreBlock<QB, kGroupVectors>(k + g * words, padded, q, s + g * kGroupTokens);
+    ScoreBlock<QB, kGroupVectors>(k + g * kGroupTokens, ahead, padded, q, s + g * kGroupTokens);
   }
 }
 
@@ -108,8 +119,8 @@ METATTN_INLINE void AddToken(const float* p, const F32v (&v)[kVectors], F32v (&a
 // O += P V for QB queries and kVectors vectors of dims, tokens [first, end) of the page. Tokens
 // outside are not touched: they may never have been written.
 template <int QB, int kVectors>
-METATTN_INLINE void ValueBlock(const std::uint32_t* v, int padded, int first, int end,
-                               const float* p, float* o) {
+METATTN_INLINE void ValueBlock(const std::uint32_t* v, [[maybe_unused]] std::int64_t ahead,
+                               int padded, int first, int end, const float* p, float* o) {
   F32v acc[QB][kVectors], half[kVectors];
   for (int i = 0; i < QB; ++i) {
     for (int j = 0; j < kVectors; ++j) acc[i][j] = Load(o + i * padded + j * kLanes);
@@ -123,7 +134,10 @@ METATTN_INLINE void ValueBlock(const std::uint32_t* v, int padded, int first, in
   }
   for (; t + 2 <= end; t += 2) {
     const std::uint32_t* words = v + t / 2 * padded;
-    for (int j = 0; j < kVectors; ++j) half[j] = EvenBf16(words + j * kLanes);
+    for (int j = 0; j < kVectors; ++j) {
+      if constexpr (QB <= kPrefetchQueries) __builtin_prefetch(words + ahead + j * kLanes, 0, 2);
+      half[j] = EvenBf16(words + j * kLanes);
+    }
     AddToken<QB, kVectors>(p + t, half, acc);
     for (int j = 0; j < kVectors; ++j) half[j] = OddBf16(words + j * kLanes);
     AddToken<QB, kVectors>(p + t + 1, half, acc);
@@ -139,16 +153,19 @@ METATTN_INLINE void ValueBlock(const std::uint32_t* v, int padded, int first, in
 }
 
 template <int QB>
-void AddValues(const std::uint32_t* v, int padded, int first, int end, const float* p, float* o) {
+void AddValues(const std::uint32_t* v, [[maybe_unused]] std::int64_t ahead, int padded, int first,
+               int end, const float* p, float* o) {
   int d = 0;
   for (; d + kWide * kLanes <= padded; d += kWide * kLanes) {
-    ValueBlock<QB, kWide>(v + d, padded, first, end, p, o + d);
+    ValueBlock<QB, kWide>(v + d, ahead, padded, first, end, p, o + d);
   }
-  for (; d < padded; d += kLanes) ValueBlock<QB, 1>(v + d, padded, first, end, p, o + d);
+  for (; d < padded; d += kLanes) ValueBlock<QB, 1>(v + d, ahead, padded, first, end, p, o + d);
 }
 
-using ScoreFunction = void (*)(const std::uint32_t*, int, int, int, const float*, float*);
-using ValueFunction = void (*)(const std::uint32_t*, int, int, int, const float*, float*);
+using ScoreFunction = void (*)(const std::uint32_t*, std::int64_t, int, int, int, const float*,
+                               float*);
+using ValueFunction = void (*)(const std::uint32_t*, std::int64_t, int, int, int, const float*,
+                               float*);
 constexpr ScoreFunction kScore[kQueryBlock] = {ScoreGroups<1>, ScoreGroups<2>, ScoreGroups<3>,
                                                ScoreGroups<4>, ScoreGroups<5>, ScoreGroups<6>};
 constexpr ValueFunction kValue[kQueryBlock] = {AddValues<1>, AddValues<2>, AddValues<3>,
@@ -314,14 +331,16 @@ class TileRunner {
     const int first = __builtin_ctzll(any), end = kBlockTokens - __builtin_clzll(any);
     const int first_group = first / kGroupTokens;
     const int end_group = (end + kGroupTokens - 1) / kGroupTokens;
-    const std::int64_t table = task_.rows.table_begin.As<std::int32_t>()[tile.sequence];
-    const std::int64_t block = task_.rows.blocks.As<std::int32_t>()[table + page];
-    const std::uint32_t* k = PageAt(task_.pages, block, tile.head);
+    const auto* table = task_.rows.table_begin.As<std::int32_t>() + tile.sequence;
+    const auto* blocks = task_.rows.blocks.As<std::int32_t>();
+    const std::uint32_t* k = PageAt(task_.pages, blocks[table[0] + page], tile.head);
     const std::uint32_t* v = k + KeyWords(shape_.padded);
+    const std::int32_t next = Smaller(table[0] + page + 1, table[1] - 1);
+    const std::int64_t ahead = PageAt(task_.pages, blocks[next], tile.head) - k;
     for (int query = 0; query < shape_.queries; query += kQueryBlock) {
       const int n = Smaller(kQueryBlock, shape_.queries - query);
-      kScore[n - 1](k, shape_.padded, first_group, end_group, tile_.q + query * shape_.padded,
-                    tile_.s + query * kBlockTokens);
+      kScore[n - 1](k, ahead, shape_.padded, first_group, end_group,
+                    tile_.q + query * shape_.padded, tile_.s + query * kBlockTokens);
     }
     for (int query = 0; query < shape_.queries; ++query) {
       const std::uint64_t bits = tile_.bits[query / task_.group];
@@ -334,7 +353,7 @@ class TileRunner {
     }
     for (int query = 0; query < shape_.queries; query += kQueryBlock) {
       const int n = Smaller(kQueryBlock, shape_.queries - query);
-      kValue[n - 1](v, shape_.padded, first, end, tile_.s + query * kBlockTokens,
+      kValue[n - 1](v, ahead, shape_.padded, first, end, tile_.s + query * kBlockTokens,
                     tile_.o + query * shape_.padded);
     }
   }

@@ -1,7 +1,7 @@
 // Pages of the cpu backend, the same for every instruction set. Head size d is padded to D, a
 // multiple of 16; the padding is zero.
-//   K: [kBlockTokens / 16][D / 2][16 tokens][2 dims] bf16: one 64-byte line holds two dims of 16
-//      tokens, so that scores of 16 tokens grow side by side in a register;
+//   K: [D / 2][kBlockTokens][2 dims] bf16: one 64-byte line holds two dims of 16 tokens, so that
+//      scores of 16 tokens grow side by side in a register;
 //   V: [kBlockTokens / 2][D][2 tokens] bf16: one line holds 16 dims of two tokens.
 // A 32-bit word holds two bf16; as f32 the even one is (word << 16), the odd one (word &
 // 0xffff0000). Both are also the operand layouts of bf16 dot products and tiles.

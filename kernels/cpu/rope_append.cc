@@ -68,10 +68,9 @@ void PrepareHead(const RopeAppendArgs& args, const float* weight, const float* c
 void StoreToken(std::uint32_t* page, int padded, int token, const float* k, const float* v) {
   std::uint16_t narrow[kMaxHeadDim];
   for (int i = 0; i < padded; i += kLanes) StoreBf16(narrow + i, Load(k + i));
-  std::uint32_t* keys =
-      page + token / kGroupTokens * (padded / 2 * kGroupTokens) + token % kGroupTokens;
+  std::uint32_t* keys = page + token;
   for (int p = 0; p < padded / 2; ++p) {
-    keys[p * kGroupTokens] = narrow[2 * p] | static_cast<std::uint32_t>(narrow[2 * p + 1]) << 16;
+    keys[p * kBlockTokens] = narrow[2 * p] | static_cast<std::uint32_t>(narrow[2 * p + 1]) << 16;
   }
   for (int i = 0; i < padded; i += kLanes) StoreBf16(narrow + i, Load(v + i));
   auto* values = reinterpret_cast<std::uint16_t*>(page + KeyWords(padded) + token / 2 * padded);

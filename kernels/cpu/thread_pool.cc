@@ -41,7 +41,8 @@ bool SpinUntil(Ready ready) {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads, bool spin) : spin_(spin) {
+ThreadPool::ThreadPool(int threads, bool spin)
+    : spin_(spin), shares_(static_cast<std::size_t>(threads < 1 ? 1 : threads)) {
   for (int worker = 1; worker < threads; ++worker) {
     try {
       workers_.emplace_back([this, worker] { WorkerLoop(worker); });
@@ -71,18 +72,34 @@ void ThreadPool::Run(std::int64_t n, std::int64_t chunk, Function function, void
     return;
   }
   job_ = job;
-  next_.store(0, std::memory_order_relaxed);
+  Divide(job);
   Publish();
   TakeChunks(job, 0);
   CloseAndWait();
 }
 
+void ThreadPool::Divide(const Job& job) {
+  const std::int64_t chunks = (job.n + job.chunk - 1) / job.chunk;
+  const auto shares = static_cast<std::int64_t>(shares_.size());
+  std::int64_t begin = 0;
+  for (std::int64_t i = 0; i < shares; ++i) {
+    Share& share = shares_[static_cast<std::size_t>(i)];
+    share.next.store(begin, std::memory_order_relaxed);
+    share.end = begin += chunks / shares + (i < chunks % shares ? 1 : 0);
+  }
+}
+
 void ThreadPool::TakeChunks(const Job& job, int worker) {
-  for (;;) {
-    const std::int64_t begin = next_.fetch_add(job.chunk, std::memory_order_relaxed);
-    if (begin >= job.n) return;
-    const std::int64_t end = begin + job.chunk < job.n ? begin + job.chunk : job.n;
-    job.function(job.context, begin, end, worker);
+  const std::size_t shares = shares_.size();
+  for (std::size_t i = 0; i < shares; ++i) {
+    Share& share = shares_[(static_cast<std::size_t>(worker) + i) % shares];
+    for (;;) {
+      const std::int64_t taken = share.next.fetch_add(1, std::memory_order_relaxed);
+      if (taken >= share.end) break;
+      const std::int64_t begin = taken * job.chunk;
+      const std::int64_t end = begin + job.chunk < job.n ? begin + job.chunk : job.n;
+      job.function(job.context, begin, end, worker);
+    }
   }
 }
 

@@ -31,8 +31,10 @@ class ThreadPool {
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
   // Calls body(begin, end, worker) for consecutive pieces of [0, n), each `chunk` long (the last
-  // may be shorter), on any thread in any order, and returns when all are done. 0 <= worker <
-  // threads(); no two calls with one worker number run at a time; the caller is worker 0.
+  // may be shorter), on any thread in any order, and returns when all are done. Worker w starts
+  // with the w-th of threads() equal shares and helps others when that is finished, so that a job
+  // which is repeated finds its data in the same cores' caches. 0 <= worker < threads(); no two
+  // calls with one worker number run at a time; the caller is worker 0.
   template <typename Body>
   void ParallelFor(std::int64_t n, std::int64_t chunk, Body&& body) {
     using B = std::remove_reference_t<Body>;
@@ -55,7 +57,14 @@ class ThreadPool {
     std::int64_t chunk = 1;
   };
 
+  // One worker's share of a job, in chunks: those from `next` to `end` have not been taken.
+  struct alignas(64) Share {
+    std::atomic<std::int64_t> next{0};
+    std::int64_t end = 0;  // written like job_
+  };
+
   void Run(std::int64_t n, std::int64_t chunk, Function function, void* context);
+  void Divide(const Job& job);
   void TakeChunks(const Job& job, int worker);
   void Publish();
   void CloseAndWait();
@@ -67,8 +76,8 @@ class ThreadPool {
 
   const bool spin_;
   Job job_;
+  std::vector<Share> shares_;
   alignas(64) std::atomic<std::uint64_t> state_{0};  // generation | open bit | workers inside
-  alignas(64) std::atomic<std::int64_t> next_{0};    // first index nobody has taken
   alignas(64) std::atomic<int> sleepers_{0};
   std::atomic<bool> caller_sleeps_{false};
   std::atomic<bool> stop_{false};

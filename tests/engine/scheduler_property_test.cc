@@ -58,6 +58,7 @@ class Traffic {
       if (op == 2) RemoveOne();
       if (op >= 2) Step();
     }
+    if (testing::Test::HasFatalFailure()) return;
     // No sequence starves: with no new traffic all of them end, within what the work can take.
     for (int i = 0; !live_.empty() && i < 100000; ++i) {
       Step();
@@ -230,19 +231,19 @@ class Traffic {
 
 TEST(SchedulerProperty, RandomTrafficKeepsEveryInvariant) {
   int preemptions = 0, reused = 0, steps = 0;
-  for (unsigned seed = 0; seed < 150; ++seed) {
+  for (unsigned seed = 0; seed < 60; ++seed) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
     Traffic traffic(seed);
-    traffic.Run(400);
+    traffic.Run(300);
     if (HasFailure()) return;
     preemptions += traffic.preemptions();
     reused += traffic.reused();
     steps += traffic.steps();
   }
   // The traffic must have reached what it is meant to test.
-  EXPECT_GT(preemptions, 500);
-  EXPECT_GT(reused, 500);
-  EXPECT_GT(steps, 30000);
+  EXPECT_GT(preemptions, 150);
+  EXPECT_GT(reused, 300);
+  EXPECT_GT(steps, 15000);
 }
 
 }  // namespace

@@ -85,7 +85,7 @@ TEST(StopMatcher, RandomTextCutAnywhereAgreesWithASearchOfTheWhole) {
     return text;
   };
   int matches = 0;
-  for (int round = 0; round < 20000; ++round) {
+  for (int round = 0; round < 6000; ++round) {
     std::vector<std::string> stops;
     for (unsigned i = 0; i < 1 + random() % 3; ++i) stops.push_back(word(3 + random() % 6));
     const std::string text = word(random() % 40);
@@ -112,8 +112,8 @@ TEST(StopMatcher, RandomTextCutAnywhereAgreesWithASearchOfTheWhole) {
     ASSERT_EQ(matcher.match(), truth.match);
     matches += matcher.matched() ? 1 : 0;
   }
-  EXPECT_GT(matches, 2000);
-  EXPECT_LT(matches, 18000);
+  EXPECT_GT(matches, 600);
+  EXPECT_LT(matches, 5400);
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <functional>
+#include <latch>
 #include <memory>
 #include <span>
 #include <thread>
@@ -29,15 +30,17 @@ inline Buffer HostFloats(std::int64_t count) {
   return Buffer(std::malloc(bytes), bytes, [](void* p) { std::free(p); });
 }
 
-// Runs body(rank's end) on one thread per rank; statuses in rank order. An end is destroyed when
-// its body returns, as a rank's would be.
+// Runs body(rank's end) on one thread per rank, all started at once; statuses in rank order. An end
+// is destroyed when its body returns, as a rank's would be.
 inline std::vector<absl::Status> RunRanks(int ranks, const CommOptions& options,
                                           const std::function<absl::Status(Communicator&)>& body) {
   std::vector<std::unique_ptr<Communicator>> ends = MakeLocalCommunicators(ranks, options);
   std::vector<absl::Status> statuses(ranks);
   std::vector<std::thread> threads;
+  std::latch started(ranks);
   for (int r = 0; r < ranks; ++r) {
     threads.emplace_back([&, r] {
+      started.arrive_and_wait();  // a slow thread start is not a late rank
       statuses[r] = body(*ends[r]);
       ends[r].reset();
     });

@@ -14,7 +14,7 @@ OutputChunk Chunk(std::vector<std::int32_t> tokens, std::string text) {
 }
 
 TEST(JobReplay, WithoutStoredOutputThereIsNothingToCompare) {
-  EXPECT_FALSE(JobReplay({}).active());
+  EXPECT_FALSE(JobReplay(std::vector<OutputChunk>{}).active());
 }
 
 TEST(JobReplay, TheExampleOfTheHeader) {

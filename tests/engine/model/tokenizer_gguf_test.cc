@@ -101,73 +101,82 @@ TEST(TokenizerGguf, ReadsTheTinyModel) {
   EXPECT_EQ(*(*tokenizer)->Decode(*ids, true), "Hello, \u4e16\u754c 42\n");
 }
 
+using Edit = std::function<void(GgufWriter&)>;
+
+Edit Remove(const char* key) {
+  return [key](GgufWriter& w) { w.Remove(key); };
+}
+Edit Text(const char* key, const char* value) {
+  return [=](GgufWriter& w) {
+    w.Remove(key);
+    w.Text(key, value);
+  };
+}
+Edit Number(const char* key, std::uint32_t value) {
+  return [=](GgufWriter& w) {
+    w.Remove(key);
+    w.U32(key, value);
+  };
+}
+Edit Texts(const char* key, const std::vector<std::string>& value) {
+  return [=](GgufWriter& w) {
+    w.Remove(key);
+    w.Texts(key, value);
+  };
+}
+constexpr std::size_t kAll = 0;  // as many types as there are tokens
+Edit Types(std::size_t count, std::int32_t type) {
+  return [=](GgufWriter& w) {
+    const std::size_t tokens = test::FixtureJson("smollm/tokenizer.json")["model"]["vocab"].size();
+    w.Remove("tokenizer.ggml.token_type");
+    w.I32s("tokenizer.ggml.token_type",
+           std::vector<std::int32_t>(count == kAll ? tokens : count, type));
+  };
+}
+
+struct Case {
+  const char* name;
+  Edit edit;
+  absl::StatusCode code;
+  const char* part;
+};
+
+const std::vector<Case> kCases = {
+    {"no model", Remove("tokenizer.ggml.model"), kInvalidArgument,
+     "f.gguf: tokenizer.ggml.model is missing"},
+    {"model", Text("tokenizer.ggml.model", "llama"), kUnimplemented,
+     "tokenizer.ggml.model \"llama\""},
+    {"model type", Number("tokenizer.ggml.model", 1), kInvalidArgument, "tokenizer.ggml.model"},
+    {"no pre", Remove("tokenizer.ggml.pre"), kInvalidArgument, "tokenizer.ggml.pre"},
+    {"pre", Text("tokenizer.ggml.pre", "tekken"), kUnimplemented,
+     "tokenizer.ggml.pre: pre-tokenizer \"tekken\""},
+    {"no tokens", Remove("tokenizer.ggml.tokens"), kInvalidArgument, "tokenizer.ggml.tokens"},
+    {"tokens empty", Texts("tokenizer.ggml.tokens", {}), kInvalidArgument, "tokenizer.ggml.tokens"},
+    {"tokens twice", Texts("tokenizer.ggml.tokens", {"a", "b", "a"}), kInvalidArgument,
+     "tokenizer.ggml.tokens[2] repeats token 0"},
+    {"no types", Remove("tokenizer.ggml.token_type"), kInvalidArgument,
+     "tokenizer.ggml.token_type"},
+    {"types short", Types(3, 1), kInvalidArgument, "tokenizer.ggml.token_type has 3"},
+    {"type", Types(kAll, 9), kInvalidArgument, "tokenizer.ggml.token_type[0] is 9"},
+    {"no merges", Remove("tokenizer.ggml.merges"), kInvalidArgument, "tokenizer.ggml.merges"},
+    {"merge", Texts("tokenizer.ggml.merges", {"a"}), kInvalidArgument, "tokenizer.ggml.merges[0]"},
+    {"merge token", Texts("tokenizer.ggml.merges", {"a nope"}), kInvalidArgument,
+     "tokenizer.ggml.merges[0]: \"nope\""},
+    {"eos", Number("tokenizer.ggml.eos_token_id", 1'000'000), kInvalidArgument,
+     "tokenizer.ggml.eos_token_id"},
+    {"bos type", Text("tokenizer.ggml.bos_token_id", "1"), kInvalidArgument,
+     "tokenizer.ggml.bos_token_id"},
+    {"bos wanted",
+     [](GgufWriter& w) {
+       w.Remove("tokenizer.ggml.bos_token_id");
+       w.Bool("tokenizer.ggml.add_bos_token", true);
+     },
+     kInvalidArgument, "tokenizer.ggml.bos_token_id is missing"},
+    {"space", [](GgufWriter& w) { w.Bool("tokenizer.ggml.add_space_prefix", true); },
+     kUnimplemented, "tokenizer.ggml.add_space_prefix"}};
+
 TEST(TokenizerGguf, EveryWrongOrUnfamiliarPartIsNamed) {
-  struct Case {
-    const char* name;
-    std::function<void(GgufWriter&)> edit;
-    absl::StatusCode code;
-    const char* part;
-  };
-  const auto remove = [](const char* key) { return [key](GgufWriter& w) { w.Remove(key); }; };
-  const auto replace = [](const char* key, auto put) {
-    return [key, put](GgufWriter& w) {
-      w.Remove(key);
-      put(w, key);
-    };
-  };
-  const auto text = [&](const char* key, const char* value) {
-    return replace(key, [value](GgufWriter& w, const char* k) { w.Text(k, value); });
-  };
-  const auto number = [&](const char* key, std::uint32_t value) {
-    return replace(key, [value](GgufWriter& w, const char* k) { w.U32(k, value); });
-  };
-  const auto texts = [&](const char* key, std::vector<std::string> value) {
-    return replace(key, [value](GgufWriter& w, const char* k) { w.Texts(k, value); });
-  };
-  const auto types = [&](std::size_t count, std::int32_t type) {
-    return replace("tokenizer.ggml.token_type", [=](GgufWriter& w, const char* k) {
-      w.I32s(k, std::vector<std::int32_t>(count, type));
-    });
-  };
-  const std::size_t size = test::FixtureJson("smollm/tokenizer.json")["model"]["vocab"].size();
-  for (const Case& c : std::vector<Case>{
-           {"no model", remove("tokenizer.ggml.model"), kInvalidArgument,
-            "f.gguf: tokenizer.ggml.model is missing"},
-           {"model", text("tokenizer.ggml.model", "llama"), kUnimplemented,
-            "tokenizer.ggml.model \"llama\""},
-           {"model type", number("tokenizer.ggml.model", 1), kInvalidArgument,
-            "tokenizer.ggml.model"},
-           {"no pre", remove("tokenizer.ggml.pre"), kInvalidArgument, "tokenizer.ggml.pre"},
-           {"pre", text("tokenizer.ggml.pre", "tekken"), kUnimplemented,
-            "tokenizer.ggml.pre: pre-tokenizer \"tekken\""},
-           {"no tokens", remove("tokenizer.ggml.tokens"), kInvalidArgument,
-            "tokenizer.ggml.tokens"},
-           {"tokens empty", texts("tokenizer.ggml.tokens", {}), kInvalidArgument,
-            "tokenizer.ggml.tokens"},
-           {"tokens twice", texts("tokenizer.ggml.tokens", {"a", "b", "a"}), kInvalidArgument,
-            "tokenizer.ggml.tokens[2] repeats token 0"},
-           {"no types", remove("tokenizer.ggml.token_type"), kInvalidArgument,
-            "tokenizer.ggml.token_type"},
-           {"types short", types(3, 1), kInvalidArgument, "tokenizer.ggml.token_type has 3"},
-           {"type", types(size, 9), kInvalidArgument, "tokenizer.ggml.token_type[0] is 9"},
-           {"no merges", remove("tokenizer.ggml.merges"), kInvalidArgument,
-            "tokenizer.ggml.merges"},
-           {"merge", texts("tokenizer.ggml.merges", {"a"}), kInvalidArgument,
-            "tokenizer.ggml.merges[0]"},
-           {"merge token", texts("tokenizer.ggml.merges", {"a nope"}), kInvalidArgument,
-            "tokenizer.ggml.merges[0]: \"nope\""},
-           {"eos", number("tokenizer.ggml.eos_token_id", 1'000'000), kInvalidArgument,
-            "tokenizer.ggml.eos_token_id"},
-           {"bos type", text("tokenizer.ggml.bos_token_id", "1"), kInvalidArgument,
-            "tokenizer.ggml.bos_token_id"},
-           {"bos wanted",
-            [](GgufWriter& w) {
-              w.Remove("tokenizer.ggml.bos_token_id");
-              w.Bool("tokenizer.ggml.add_bos_token", true);
-            },
-            kInvalidArgument, "tokenizer.ggml.bos_token_id is missing"},
-           {"space", [](GgufWriter& w) { w.Bool("tokenizer.ggml.add_space_prefix", true); },
-            kUnimplemented, "tokenizer.ggml.add_space_prefix"}}) {
+  for (const Case& c : kCases) {
     GgufWriter writer = Converted("smollm");
     c.edit(writer);
     EXPECT_THAT(Read(writer), Fails(c.code, c.part)) << c.name;
