@@ -100,7 +100,7 @@ say "healthy; its ranks:"
 sed -n -E 's|.*(rank [0-9]+/[0-9]+: host )|    \1|p' "$log"
 
 # The long prompt is the project's own documents.
-find "$root" -name README.md -not -path '*/build/*' -print0 | sort -z | xargs -0 cat >"$work/documents"
+cat "$root"/README.md "$root"/*/README.md "$root"/*/*/README.md >"$work/documents"
 cat "$root"/engine/*.h "$root"/kernels/*.h >>"$work/documents"
 
 say "three chats and one long prompt at once"
@@ -115,7 +115,7 @@ client=
 if $keep; then
   kept=yes
   say "the server keeps running as process $server; stop it with: kill $server"
-  echo "    try: $ctl generate --server $address --chat --prompt 'Tell me a joke.'"
+  echo "    try: $ctl generate --server $address --chat 'Tell me a joke.'"
   echo "    metrics: http://127.0.0.1:$metrics_port/metrics    log: $log"
   disown "$server"
   server=

@@ -6,6 +6,7 @@ full or when its oldest token has waited for half a second.
 """
 
 import argparse
+import codecs
 import json
 import os
 import re
@@ -18,7 +19,7 @@ import time
 import urllib.request
 
 WIDTH = 96
-PATIENCE = 0.5  # seconds a token may wait for its line to fill
+PATIENCE = 1.0  # seconds a token may wait for its line to fill
 
 CHATS = [
     ("chat 1", "What is the capital of France, and what is it known for?"),
@@ -26,7 +27,7 @@ CHATS = [
     ("chat 3", "Give me three tips for learning to play the guitar."),
 ]
 LONG_TOKENS = 4000
-BYTES_PER_TOKEN = 3.3  # of our documents with SmolLM2's tokenizer; the summary prints the exact count
+BYTES_PER_TOKEN = 3.55  # of our documents with SmolLM2's tokenizer; the summary prints the exact count
 COLOURS = [36, 33, 32, 35]
 
 # The line metattnctl ends with on standard error.
@@ -39,32 +40,36 @@ class Job:
 
     def __init__(self, name, command, colour):
         self.name, self.colour = name, colour
-        self.pending, self.oldest = b"", None
+        self.pending, self.oldest = "", None
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a read may end inside a character
         self.events = tempfile.TemporaryFile()
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.events)
         os.set_blocking(self.process.stdout.fileno(), False)
 
     def add(self, data):
-        self.pending += data
+        self.pending += self.decoder.decode(data)
         self.oldest = self.oldest or time.monotonic()
         self.emit(final=False)
 
     def emit(self, final):
         """Prints full lines, and what is left when it has waited long enough."""
         overdue = self.oldest is not None and time.monotonic() - self.oldest > PATIENCE
-        text = self.pending.decode("utf-8", errors="ignore" if not final else "replace")
+        text = self.pending
         while text:
             line, newline, rest = text.partition("\n")
             if len(line) > WIDTH:
                 cut = line.rfind(" ", 0, WIDTH) + 1 or WIDTH
                 line, rest, newline = text[:cut], text[cut:], "\n"
-            elif not newline and not (final or overdue):
-                break
+            elif not newline and not final:
+                cut = line.rfind(" ")  # the last word may go on
+                if not overdue or cut < 1:
+                    break
+                line, rest, overdue = text[:cut], text[cut:], False
             self.print(line)
             text = rest
-        self.pending = text.encode()
-        if not text:
-            self.oldest = None
+        if len(text) < len(self.pending):
+            self.oldest = time.monotonic()
+        self.pending = text
 
     def print(self, line):
         if not line.strip():
@@ -72,7 +77,7 @@ class Job:
         tag = f"[{self.name}]"
         if sys.stdout.isatty():
             tag = f"\x1b[{self.colour}m{tag}\x1b[0m"
-        print(tag, line.rstrip(), flush=True)
+        print(tag, line.strip(), flush=True)
 
     def error_text(self):
         self.events.seek(0)
@@ -149,8 +154,9 @@ def start_jobs(args, folder):
     with open(prompt_file, "w", encoding="utf-8") as file:
         file.write(text + "\n\nWhat is the software described above? Answer in a few sentences.")
     base = [args.ctl, "generate", "--server", args.server, "--chat"]
-    commands = [(name, [*base, "--prompt", text, "--max-tokens", "120"]) for name, text in CHATS]
-    commands.append(("document", [*base, "--prompt-file", prompt_file, "--max-tokens", "120"]))
+    commands = [(name, [*base, "--max-tokens", "120", text]) for name, text in CHATS]
+    commands.append(("document", [*base, "--max-tokens", "120", "--repetition-penalty", "1.1", "--prompt-file",
+                                  prompt_file]))
     return [Job(name, command, colour) for (name, command), colour in zip(commands, COLOURS)]
 
 

@@ -10,8 +10,8 @@ from conftest import ROOT
 
 CTL = r"""#!/usr/bin/env python3
 import sys, time
-prompt = sys.argv[sys.argv.index("--prompt") + 1] if "--prompt" in sys.argv else "document"
-for word in f"Answer to {prompt[:20]}:\nGr\u00fc\u00dfe und ein langer Satz ".split(" ") + ["word "] * 40:
+prompt = "document" if "--prompt-file" in sys.argv else sys.argv[-1]
+for word in f"Answer to {prompt[:20]}:\n\u00dcber Gr\u00fc\u00dfe und ein langer Satz ".split(" ") + ["word "] * 40:
     data = (word + " ").encode()
     sys.stdout.buffer.write(data[:1]); sys.stdout.flush(); time.sleep(0.001)
     sys.stdout.buffer.write(data[1:]); sys.stdout.flush()
@@ -64,7 +64,7 @@ def test_every_line_names_its_job_and_nothing_is_lost(scripts, metrics_url):
     for name in ("chat 1", "chat 2", "chat 3", "document"):
         lines = [line.split("] ", 1)[1] for line in streamed.splitlines() if line.startswith(f"[{name}]")]
         text = " ".join(lines)
-        assert "Grüße" in text and text.count("word") == 40
+        assert "Über Grüße" in text and text.count("word") == 40
         assert max(map(len, lines)) <= 100
 
 
