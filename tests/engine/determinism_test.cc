@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <future>
+#include <ostream>
 
 #include "tests/engine/serving_support.h"
 
@@ -15,6 +16,10 @@ struct Place {
   std::string isa;
   int threads = 1;
 };
+
+std::ostream& operator<<(std::ostream& out, const Place& p) {
+  return out << p.ranks << " ranks, " << p.threads << " threads, " << p.isa;
+}
 
 std::vector<Place> Places() {
   const std::vector<std::string> isas = Isas();
