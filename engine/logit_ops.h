@@ -1,8 +1,9 @@
 // Passes over one row of logits, the sampler's inner loops. Pure, thread safe, no allocation.
 //
-// Written in the compiler's vector types; a copy for AVX2 is chosen at start. Every copy does the same operations in the same order (no fused multiply-add), so results
-// do not depend on the machine. NaN counts as -inf everywhere. Cost: one read of the row each,
-// about 10 us (MaxPerChunk, ExpScaled) to 60 us (SumExp, double) for 49152 values.
+// Written in the compiler's vector types; a copy for AVX2 is chosen at start. Every copy does the
+// same operations in the same order (no fused multiply-add), so results do not depend on the
+// machine. NaN counts as -inf everywhere. Cost: one read of the row each, about 10 us (MaxPerChunk,
+// ExpScaled) to 60 us (SumExp, double) for 49152 values.
 #pragma once
 
 #include <cstddef>

@@ -2,11 +2,11 @@
 //
 // A blocking collective only tells its total. So some operations are preceded by a barrier: the
 // barrier's time is waiting, the rest is transfer (both measured). The others are split by
-// estimate: the transfer of its size as measured lately, the rest is waiting. Measured are the
-// first of every size class, every kEvery-th of it, and every large one, where a barrier is lost
-// in the noise; all ranks decide alike, because they issue the same operations in the same order.
-// Plain arithmetic, no clock inside. Owned by one thread. Cost: a few nanoseconds per operation and
-// one small barrier (1-2 us between two ranks of one host) per measured one.
+// estimate: the least transfer of its size among the last measured four, the rest is waiting.
+// Measured are the first of every size class, every kEvery-th of it, and every large one, where a
+// barrier is lost in the noise; all ranks decide alike, because they issue the same operations in
+// the same order. Plain arithmetic, no clock inside. Owned by one thread. Cost: a few nanoseconds
+// per operation and one small barrier (1-2 us between two ranks of one host) per measured one.
 #pragma once
 
 #include <algorithm>
@@ -20,6 +20,7 @@ namespace metattn {
 class WaitMeter {
  public:
   static constexpr int kEvery = 32;
+  static constexpr std::uint32_t kSamples = 4;
   static constexpr std::int64_t kLargeBytes = 64 * 1024;
 
   // To be asked once per operation, in the order of the operations.
@@ -29,16 +30,13 @@ class WaitMeter {
 
   void Measured(std::int64_t bytes, double wait_seconds, double transfer_seconds) {
     Class& c = classes_[ClassOf(bytes)];
-    // One preempted operation must not colour the next thirty-two: it counts four times at most.
-    const double sample =
-        c.transfer == 0 ? transfer_seconds : std::min(transfer_seconds, 4 * c.transfer);
-    c.transfer += c.transfer == 0 ? sample : (sample - c.transfer) / 4;
+    c.samples[c.next++ % kSamples] = transfer_seconds;
     wait_ += wait_seconds;
     transfer_ += transfer_seconds;
   }
 
   void Unmeasured(std::int64_t bytes, double total_seconds) {
-    const double transfer = std::min(total_seconds, classes_[ClassOf(bytes)].transfer);
+    const double transfer = std::min(total_seconds, classes_[ClassOf(bytes)].Transfer());
     wait_ += total_seconds - transfer;
     transfer_ += transfer;
   }
@@ -53,7 +51,14 @@ class WaitMeter {
  private:
   struct Class {
     std::uint32_t calls = 0;
-    double transfer = 0;  // seconds, moving mean of the measured ones
+    std::uint32_t next = 0;
+    std::array<double, kSamples> samples{};  // seconds, of the last measured transfers
+
+    // The least of them: a rank that lost its core in one must not colour the estimate.
+    double Transfer() const {
+      const auto end = samples.begin() + std::min<std::uint32_t>(next, kSamples);
+      return next == 0 ? 0 : *std::min_element(samples.begin(), end);
+    }
   };
 
   // Four classes per octave: sizes of one class differ by at most a quarter.

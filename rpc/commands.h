@@ -8,5 +8,6 @@ int CommandServe(int argc, char** argv);
 int CommandGenerate(int argc, char** argv);
 int CommandBench(int argc, char** argv);
 int CommandEval(int argc, char** argv);
+int CommandInspect(int argc, char** argv);
 
 }  // namespace metattn

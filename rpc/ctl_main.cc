@@ -57,7 +57,9 @@ void PrintJob(const v1::Job& job, bool json) {
 
 void AddRequestFlags(CLI::App& app, GenerateFlags* flags) {
   AddGenerateFlags(app, flags);
-  AddFlag(app, "--model", flags->model, "name of the model; empty: the one that is served");
+  // Its twin would be METATTN_MODEL, the server's file: this is a name.
+  app.add_option("--model", flags->model, "name of the model; empty: the one that is served")
+      ->envname("METATTN_MODEL_NAME");
   AddFlag(app, "--route", flags->route, "attention of every token: full or local")
       ->check(CLI::IsMember({"full", "local"}));
   AddFlag(app, "--priority", flags->priority, "lower is served first");

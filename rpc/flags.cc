@@ -1,6 +1,7 @@
 #include "rpc/flags.h"
 
 #include <cctype>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
@@ -8,6 +9,7 @@
 #include <iterator>
 #include <map>
 #include <sstream>
+#include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "rpc/version.h"
@@ -182,7 +184,11 @@ std::optional<int> Parse(CLI::App& app, int argc, char** argv) {
     app.parse(argc, argv);
     return std::nullopt;
   } catch (const CLI::ParseError& error) {
-    if (!IsFirstRank()) return error.get_exit_code();
+    if (!IsFirstRank()) {
+      // mpirun ends the others when the first one fails: rank 0 must have said why by then.
+      std::this_thread::sleep_for(std::chrono::seconds(1));
+      return error.get_exit_code();
+    }
     return app.exit(error, std::cout, std::cerr);
   }
 }

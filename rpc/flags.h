@@ -21,15 +21,25 @@ namespace metattn {
 // "--max-model-len" -> "METATTN_MAX_MODEL_LEN".
 std::string EnvironmentName(const std::string& flag);
 
-// An option with its environment twin and its default in the help.
+// An option with its environment twin and its default in the help. Given twice, the last one
+// counts, so that a script's flags can be overridden behind them.
 template <typename T>
 CLI::Option* AddFlag(CLI::App& app, const std::string& name, T& value, const std::string& help) {
+  return app.add_option(name, value, help)
+      ->capture_default_str()
+      ->take_last()
+      ->envname(EnvironmentName(name));
+}
+// A list takes all its values.
+template <typename T>
+CLI::Option* AddFlag(CLI::App& app, const std::string& name, std::vector<T>& value,
+                     const std::string& help) {
   return app.add_option(name, value, help)->capture_default_str()->envname(EnvironmentName(name));
 }
 template <typename T>
 CLI::Option* AddFlag(CLI::App& app, const std::string& name, std::optional<T>& value,
                      const std::string& help) {
-  return app.add_option(name, value, help)->envname(EnvironmentName(name));
+  return app.add_option(name, value, help)->take_last()->envname(EnvironmentName(name));
 }
 CLI::Option* AddSwitch(CLI::App& app, const std::string& name, bool& value,
                        const std::string& help);

@@ -1,4 +1,4 @@
-// metattn: serve, generate, bench, eval.
+// metattn: serve, generate, bench, eval, inspect.
 #include <array>
 #include <cstdio>
 #include <exception>
@@ -20,6 +20,7 @@ constexpr std::array kCommands = {
     Command{"generate", metattn::CommandGenerate, "continue a prompt, without a server"},
     Command{"bench", metattn::CommandBench, "time prefill and decode"},
     Command{"eval", metattn::CommandEval, "negative log-likelihood of a text"},
+    Command{"inspect", metattn::CommandInspect, "what is in a model file and what it needs"},
 };
 
 int Usage(std::FILE* out, int code) {

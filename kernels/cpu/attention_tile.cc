@@ -93,17 +93,25 @@ METATTN_INLINE void ScoreBlock(const std::uint32_t* k, [[maybe_unused]] std::int
   }
 }
 
+// The K or V words of one page, and which of its token groups (K) or tokens (V) are read.
+struct PagePart {
+  const std::uint32_t* words;
+  std::int64_t ahead;  // words to the same place of the page that is read next
+  int padded;          // dims of a head in storage
+  int first, end;
+};
+
 // Token groups [first, end) of a page for QB queries.
 template <int QB>
-void ScoreGroups(const std::uint32_t* k, [[maybe_unused]] std::int64_t ahead, int padded, int first,
-                 int end, const float* q, float* s) {
+void ScoreGroups(const PagePart& k, const float* q, float* s) {
   constexpr int kAtOnce = kWide / kGroupVectors;
-  int g = first;
-  for (; g + kAtOnce <= end; g += kAtOnce) {
-    ScoreBlock<QB, kWide>(k + g * kGroupTokens, ahead, padded, q, s + g * kGroupTokens);
+  int g = k.first;
+  for (; g + kAtOnce <= k.end; g += kAtOnce) {
+    ScoreBlock<QB, kWide>(k.words + g * kGroupTokens, k.ahead, k.padded, q, s + g * kGroupTokens);
   }
-  for (; g < end; ++g) {
-    ScoreBlock<QB, kGroupVectors>(k + g * kGroupTokens, ahead, padded, q, s + g * kGroupTokens);
+  for (; g < k.end; ++g) {
+    ScoreBlock<QB, kGroupVectors>(k.words + g * kGroupTokens, k.ahead, k.padded, q,
+                                  s + g * kGroupTokens);
   }
 }
 
@@ -119,13 +127,15 @@ METATTN_INLINE void AddToken(const float* p, const F32v (&v)[kVectors], F32v (&a
 // O += P V for QB queries and kVectors vectors of dims, tokens [first, end) of the page. Tokens
 // outside are not touched: they may never have been written.
 template <int QB, int kVectors>
-METATTN_INLINE void ValueBlock(const std::uint32_t* v, [[maybe_unused]] std::int64_t ahead,
-                               int padded, int first, int end, const float* p, float* o) {
+METATTN_INLINE void ValueBlock(const PagePart& part, const float* p, float* o) {
+  const std::uint32_t* const v = part.words;
+  [[maybe_unused]] const std::int64_t ahead = part.ahead;
+  const int padded = part.padded, end = part.end;
   F32v acc[QB][kVectors], half[kVectors];
   for (int i = 0; i < QB; ++i) {
     for (int j = 0; j < kVectors; ++j) acc[i][j] = Load(o + i * padded + j * kLanes);
   }
-  int t = first;
+  int t = part.first;
   if (t % 2 == 1) {
     const std::uint32_t* words = v + t / 2 * padded;
     for (int j = 0; j < kVectors; ++j) half[j] = OddBf16(words + j * kLanes);
@@ -153,23 +163,20 @@ METATTN_INLINE void ValueBlock(const std::uint32_t* v, [[maybe_unused]] std::int
 }
 
 template <int QB>
-void AddValues(const std::uint32_t* v, [[maybe_unused]] std::int64_t ahead, int padded, int first,
-               int end, const float* p, float* o) {
+void AddValues(const PagePart& v, const float* p, float* o) {
+  PagePart part = v;
   int d = 0;
-  for (; d + kWide * kLanes <= padded; d += kWide * kLanes) {
-    ValueBlock<QB, kWide>(v + d, ahead, padded, first, end, p, o + d);
+  for (; d + kWide * kLanes <= v.padded; d += kWide * kLanes, part.words += kWide * kLanes) {
+    ValueBlock<QB, kWide>(part, p, o + d);
   }
-  for (; d < padded; d += kLanes) ValueBlock<QB, 1>(v + d, ahead, padded, first, end, p, o + d);
+  for (; d < v.padded; d += kLanes, part.words += kLanes) ValueBlock<QB, 1>(part, p, o + d);
 }
 
-using ScoreFunction = void (*)(const std::uint32_t*, std::int64_t, int, int, int, const float*,
-                               float*);
-using ValueFunction = void (*)(const std::uint32_t*, std::int64_t, int, int, int, const float*,
-                               float*);
-constexpr ScoreFunction kScore[kQueryBlock] = {ScoreGroups<1>, ScoreGroups<2>, ScoreGroups<3>,
-                                               ScoreGroups<4>, ScoreGroups<5>, ScoreGroups<6>};
-constexpr ValueFunction kValue[kQueryBlock] = {AddValues<1>, AddValues<2>, AddValues<3>,
-                                               AddValues<4>, AddValues<5>, AddValues<6>};
+using PageFunction = void (*)(const PagePart&, const float*, float*);
+constexpr PageFunction kScore[kQueryBlock] = {ScoreGroups<1>, ScoreGroups<2>, ScoreGroups<3>,
+                                              ScoreGroups<4>, ScoreGroups<5>, ScoreGroups<6>};
+constexpr PageFunction kValue[kQueryBlock] = {AddValues<1>, AddValues<2>, AddValues<3>,
+                                              AddValues<4>, AddValues<5>, AddValues<6>};
 
 // Bits of the tokens of page [start, start + 64) that lie in [begin, end).
 METATTN_INLINE std::uint64_t Bits(int start, int begin, int end) {
@@ -334,13 +341,13 @@ class TileRunner {
     const auto* table = task_.rows.table_begin.As<std::int32_t>() + tile.sequence;
     const auto* blocks = task_.rows.blocks.As<std::int32_t>();
     const std::uint32_t* k = PageAt(task_.pages, blocks[table[0] + page], tile.head);
-    const std::uint32_t* v = k + KeyWords(shape_.padded);
     const std::int32_t next = Smaller(table[0] + page + 1, table[1] - 1);
     const std::int64_t ahead = PageAt(task_.pages, blocks[next], tile.head) - k;
+    const PagePart keys = {k, ahead, shape_.padded, first_group, end_group};
+    const PagePart values = {k + KeyWords(shape_.padded), ahead, shape_.padded, first, end};
     for (int query = 0; query < shape_.queries; query += kQueryBlock) {
       const int n = Smaller(kQueryBlock, shape_.queries - query);
-      kScore[n - 1](k, ahead, shape_.padded, first_group, end_group,
-                    tile_.q + query * shape_.padded, tile_.s + query * kBlockTokens);
+      kScore[n - 1](keys, tile_.q + query * shape_.padded, tile_.s + query * kBlockTokens);
     }
     for (int query = 0; query < shape_.queries; ++query) {
       const std::uint64_t bits = tile_.bits[query / task_.group];
@@ -353,8 +360,7 @@ class TileRunner {
     }
     for (int query = 0; query < shape_.queries; query += kQueryBlock) {
       const int n = Smaller(kQueryBlock, shape_.queries - query);
-      kValue[n - 1](v, ahead, shape_.padded, first, end, tile_.s + query * kBlockTokens,
-                    tile_.o + query * shape_.padded);
+      kValue[n - 1](values, tile_.s + query * kBlockTokens, tile_.o + query * shape_.padded);
     }
   }
 

@@ -26,7 +26,7 @@ struct LinearJob {
 void LinearRows(const LinearJob& job, OpContext& context);
 
 #if defined(__AMX_BF16__)
-inline constexpr std::int64_t kTileTokens = 6;
+inline constexpr std::int64_t kTileTokens = 5;
 void LinearTiles(const LinearJob& job, OpContext& context);
 #endif
 

@@ -2,10 +2,13 @@
 //
 // Tiles: A is 16 rows of x times 32 columns; B is 32 columns times 16 rows of W with the columns in
 // pairs (the layout of tdpbf16ps: row i of B holds, per row of W, columns 2i and 2i + 1); C is 16 x
-// 16 f32. Threads take pairs of panels: decode both to B tiles in the worker's scratch (bf16, each
-// weight rounded once, to nearest even), then pass over all rows of x in blocks of 32 with four C
-// tiles, two A and two B tiles in registers: one tile load per product. x is rounded to bf16 into A
-// tiles once per op. A pair of panels of 1536 columns is 96 KB and stays in L2.
+// 16 f32. x is rounded to bf16 into A tiles once per op, each weight once when it is decoded, both
+// to nearest even.
+// - Up to 64 rows of x, where decoding costs more than multiplying: threads take panels one by one
+//   and multiply every B tile as soon as it is decoded (16 rows: 1.2 times faster than below).
+// - More: threads take pairs of panels, decode both whole into the worker's scratch (96 KB for 1536
+//   columns, stays in L2), then pass over all rows of x in blocks of 32 with four C, two A and two
+//   B tiles in registers: one tile load per product.
 #include "kernels/cpu/linear.h"
 
 #if defined(__AMX_BF16__)
@@ -18,10 +21,11 @@
 namespace metattn::cpu::METATTN_ISA {
 namespace {
 
-constexpr int kSide = 16;              // rows of a tile
-constexpr std::int64_t kTile = 1024;   // bytes of a tile
-constexpr int kBlockRows = 2 * kSide;  // rows of x per pass
-constexpr std::int64_t kPair = 2;      // panels a thread takes
+constexpr int kSide = 16;             // rows of a tile
+constexpr std::int64_t kTile = 1024;  // bytes of a tile
+constexpr std::int64_t kPair = 2;     // panels a thread takes
+constexpr int kFewTiles = 4;          // of rows of x: up to here decoding is the larger part
+constexpr int kAheadBytes = 1792;
 static_assert(kSide == kLanes && kGroup == 2 * kSide);
 
 struct alignas(64) TileConfig {
@@ -48,22 +52,30 @@ METATTN_INLINE void StorePairs(F32v low, F32v high, std::byte* to) {
   _mm512_store_si512(to, _mm512_permutexvar_epi16(_mm512_load_si512(kInterleave), both));
 }
 
-// One panel to B tiles; columns past the last are zero.
+// One group of a panel to a B tile; columns past `columns` are zero.
+template <typename R>
+METATTN_INLINE void DecodeGroup(const std::byte* group, int columns, std::byte* to) {
+  for (int line = 0; line < R::Bytes(kGroup); line += 64) {
+    _mm_prefetch(group + kAheadBytes + line, _MM_HINT_T0);
+  }
+  const F32v scale = R::Scale(group), offset = R::Offset(group);
+  for (int octet = 0; octet < 4; ++octet) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 8; i += 2) {
+      F32v low = Zero(), high = Zero();
+      const int left = columns - octet * 8 - i;
+      if (R::kScaled || left > 0) low = Value<R>(scale, offset, group, octet, i);
+      if (R::kScaled || left > 1) high = Value<R>(scale, offset, group, octet, i + 1);
+      StorePairs(low, high, to + (octet * 4 + i / 2) * 64);
+    }
+  }
+}
+
 template <typename R>
 void DecodePanel(const std::byte* group, std::int64_t cols, std::byte* to) {
   for (std::int64_t c = 0; c < cols; c += kGroup, to += kTile) {
     const int columns = static_cast<int>(Smaller<std::int64_t>(kGroup, cols - c));
-    const F32v scale = R::Scale(group), offset = R::Offset(group);
-    for (int octet = 0; octet < 4; ++octet) {
-#pragma GCC unroll 4
-      for (int i = 0; i < 8; i += 2) {
-        F32v low = Zero(), high = Zero();
-        const int left = columns - octet * 8 - i;
-        if (R::kScaled || left > 0) low = Value<R>(scale, offset, group, octet, i);
-        if (R::kScaled || left > 1) high = Value<R>(scale, offset, group, octet, i + 1);
-        StorePairs(low, high, to + (octet * 4 + i / 2) * 64);
-      }
-    }
+    DecodeGroup<R>(group, columns, to);
     group += R::Bytes(columns);
   }
 }
@@ -99,20 +111,41 @@ const std::byte* RoundActivations(const LinearJob& job, const Shape& shape, OpCo
   return all;
 }
 
-// Where a pair of panels goes: up to 32 rows of W from `column` of out on.
-struct Target {
-  std::int64_t column[kPair];  // first row of W of each panel
-  int lanes[kPair];            // 0: no such panel
-  std::byte* b;                // B tiles of both panels
+using Tile = float[kSide][kSide];  // a C tile in memory
+
+// Rows of W that a panel holds.
+struct Panel {
+  const Segment* segment = nullptr;
+  const std::byte* data = nullptr;
+  std::int64_t column = 0;  // first row of W: column of out
+  int lanes = 0;            // rows; 0: no panel
 };
 
-// C tiles, as they come from the tile registers: [2 row tiles][2 panels][16][16].
-using Block = float[2][kPair][kSide][kSide];
+Panel FindPanel(const PackedMatrix& weight, std::int64_t panel) {
+  for (const Segment& s : weight.segments()) {
+    const std::int64_t local = panel - s.first_panel;
+    if (local < 0 || local >= s.panels) continue;
+    const std::int64_t left = s.rows - local * kLanes;
+    return {&s, s.data + local * s.panel_bytes, s.first_row + local * kLanes,
+            static_cast<int>(Smaller<std::int64_t>(kLanes, left))};
+  }
+  return {};
+}
 
-// Products of one or two row tiles (kRowTiles) with the pair of panels.
+// Adds the bias and writes the rows of out that the tile holds, from `row` on.
+void StoreTile(const LinearJob& job, const Panel& panel, std::int64_t row, const Tile& c) {
+  if (panel.lanes == 0) return;
+  const std::int64_t n = job.weight.rows();
+  const int rows = static_cast<int>(Smaller<std::int64_t>(kSide, job.tokens - row));
+  const F32v bias = job.bias == nullptr ? Zero() : LoadN(job.bias + panel.column, panel.lanes);
+  float* out = job.out + row * n + panel.column;
+  for (int m = 0; m < rows; ++m) StoreN(out + m * n, Add(Load(c[m]), bias), panel.lanes);
+}
+
+// Products of one or two row tiles (kRowTiles) with a pair of decoded panels: c[row tile][panel].
 template <int kRowTiles>
-METATTN_INLINE void MultiplyTiles(const std::byte* a, const std::byte* b, std::int64_t steps,
-                                  Block& c) {
+METATTN_INLINE void MultiplyPair(const std::byte* a, const std::byte* b, std::int64_t steps,
+                                 Tile (&c)[2][kPair]) {
   const std::int64_t next = steps * kTile;  // from one row tile or panel to the next
   _tile_zero(0);
   _tile_zero(1);
@@ -140,47 +173,81 @@ METATTN_INLINE void MultiplyTiles(const std::byte* a, const std::byte* b, std::i
   }
 }
 
-void StoreBlock(const LinearJob& job, const Target& target, std::int64_t row, const Block& c) {
-  const std::int64_t n = job.weight.rows();
-  const int rows = static_cast<int>(Smaller<std::int64_t>(kBlockRows, job.tokens - row));
+// Many rows: decodes both panels whole, then passes over all rows.
+void ManyRows(const LinearJob& job, const Shape& shape, const std::byte* a,
+              const Panel (&panels)[kPair], std::byte* b) {
+  const std::int64_t next = shape.column_tiles * kTile;
   for (int p = 0; p < kPair; ++p) {
-    const int lanes = target.lanes[p];
-    if (lanes == 0) continue;
-    const F32v bias = job.bias == nullptr ? Zero() : LoadN(job.bias + target.column[p], lanes);
-    float* out = job.out + row * n + target.column[p];
-    for (int m = 0; m < rows; ++m) {
-      StoreN(out + m * n, Add(Load(c[m / kSide][p][m % kSide]), bias), lanes);
-    }
+    if (panels[p].lanes == 0) continue;
+    WithReader(panels[p].segment->dtype,
+               [&]<typename R>() { DecodePanel<R>(panels[p].data, shape.cols, b + p * next); });
   }
-}
-
-void MultiplyPair(const LinearJob& job, const Shape& shape, const std::byte* a,
-                  const Target& target) {
-  const std::int64_t row_tile_bytes = shape.column_tiles * kTile;
-  alignas(64) Block c;
+  alignas(64) Tile c[2][kPair];
   for (std::int64_t tile = 0; tile < shape.row_tiles; tile += 2) {
-    const std::byte* from = a + tile * row_tile_bytes;
-    if (tile + 1 < shape.row_tiles) {
-      MultiplyTiles<2>(from, target.b, shape.column_tiles, c);
+    const bool two = tile + 1 < shape.row_tiles;
+    if (two) {
+      MultiplyPair<2>(a + tile * next, b, shape.column_tiles, c);
     } else {
-      MultiplyTiles<1>(from, target.b, shape.column_tiles, c);
+      MultiplyPair<1>(a + tile * next, b, shape.column_tiles, c);
     }
-    StoreBlock(job, target, tile * kSide, c);
+    for (int i = 0; i < (two ? 2 : 1); ++i) {
+      for (int p = 0; p < kPair; ++p) StoreTile(job, panels[p], (tile + i) * kSide, c[i][p]);
+    }
   }
 }
 
-// Decodes panel `panel` as the p-th of the pair.
-void DecodeInto(const LinearJob& job, const Shape& shape, std::int64_t panel, int p,
-                Target& target) {
-  for (const Segment& s : job.weight.segments()) {
-    const std::int64_t local = panel - s.first_panel;
-    if (local < 0 || local >= s.panels) continue;
-    target.column[p] = s.first_row + local * kLanes;
-    target.lanes[p] = static_cast<int>(Smaller<std::int64_t>(kLanes, s.rows - local * kLanes));
-    const std::byte* data = s.data + local * s.panel_bytes;
-    std::byte* to = target.b + p * shape.column_tiles * kTile;
-    WithReader(s.dtype, [&]<typename R>() { DecodePanel<R>(data, shape.cols, to); });
+// Few rows (up to kFewTiles tiles of them): each B tile is multiplied as soon as it is decoded, so
+// that the tile unit works beside the decoding.
+template <typename R, int kRowTiles>
+METATTN_INLINE void MultiplyFew(const std::byte* group, const Shape& shape, const std::byte* a,
+                                Tile* c) {
+  const std::int64_t next = shape.column_tiles * kTile;
+  alignas(64) std::byte b[2][kTile];
+  _tile_zero(0);
+  if constexpr (kRowTiles > 1) _tile_zero(1);
+  if constexpr (kRowTiles > 2) _tile_zero(2);
+  if constexpr (kRowTiles > 3) _tile_zero(3);
+  for (std::int64_t k = 0; k < shape.column_tiles; ++k, a += kTile) {
+    const int columns = static_cast<int>(Smaller<std::int64_t>(kGroup, shape.cols - k * kGroup));
+    DecodeGroup<R>(group, columns, b[k % 2]);
+    group += R::Bytes(columns);
+    _tile_loadd(7, b[k % 2], 64);
+    _tile_loadd(4, a, 64);
+    _tile_dpbf16ps(0, 4, 7);
+    if constexpr (kRowTiles > 1) {
+      _tile_loadd(5, a + next, 64);
+      _tile_dpbf16ps(1, 5, 7);
+    }
+    if constexpr (kRowTiles > 2) {
+      _tile_loadd(6, a + 2 * next, 64);
+      _tile_dpbf16ps(2, 6, 7);
+    }
+    if constexpr (kRowTiles > 3) {
+      _tile_loadd(4, a + 3 * next, 64);
+      _tile_dpbf16ps(3, 4, 7);
+    }
   }
+  _tile_stored(0, c[0], 64);
+  if constexpr (kRowTiles > 1) _tile_stored(1, c[1], 64);
+  if constexpr (kRowTiles > 2) _tile_stored(2, c[2], 64);
+  if constexpr (kRowTiles > 3) _tile_stored(3, c[3], 64);
+}
+
+void FewRows(const LinearJob& job, const Shape& shape, const std::byte* a, const Panel& panel) {
+  alignas(64) Tile c[kFewTiles];
+  WithReader(panel.segment->dtype, [&]<typename R>() {
+    switch (shape.row_tiles) {
+      case 1:
+        return MultiplyFew<R, 1>(panel.data, shape, a, c);
+      case 2:
+        return MultiplyFew<R, 2>(panel.data, shape, a, c);
+      case 3:
+        return MultiplyFew<R, 3>(panel.data, shape, a, c);
+      default:
+        return MultiplyFew<R, 4>(panel.data, shape, a, c);
+    }
+  });
+  for (int i = 0; i < shape.row_tiles; ++i) StoreTile(job, panel, i * kSide, c[i]);
 }
 
 }  // namespace
@@ -191,14 +258,19 @@ void LinearTiles(const LinearJob& job, OpContext& context) {
   shape.column_tiles = (shape.cols + kGroup - 1) / kGroup;
   shape.row_tiles = (job.tokens + kSide - 1) / kSide;
   const std::byte* a = RoundActivations(job, shape, context);
+  const bool few = shape.row_tiles <= kFewTiles;
   const auto pair_bytes = static_cast<std::size_t>(kPair * shape.column_tiles * kTile);
   const auto body = [&](std::int64_t begin, std::int64_t end, int worker) {
-    Target target{{0, 0}, {0, 0}, context.scratch.Worker(worker, pair_bytes)};
     ConfigureTiles();
-    for (std::int64_t panel = begin; panel < end; ++panel) {
-      DecodeInto(job, shape, panel, static_cast<int>(panel - begin), target);
+    if (few) {
+      for (std::int64_t p = begin; p < end; ++p) FewRows(job, shape, a, FindPanel(job.weight, p));
+    } else {
+      const Panel panels[kPair] = {
+          FindPanel(job.weight, begin),
+          begin + 1 < end ? FindPanel(job.weight, begin + 1) : Panel{},
+      };
+      ManyRows(job, shape, a, panels, context.scratch.Worker(worker, pair_bytes));
     }
-    MultiplyPair(job, shape, a, target);
     _tile_release();
   };
   context.pool.ParallelFor(job.weight.panels(), kPair, body);

@@ -68,8 +68,9 @@ fi
 ours() { OMP_NUM_THREADS=$threads "$build/metattn" "$@"; }
 theirs() { "$peer/bin/python" "$here/llama_cpp_bench.py" --model "$model" --threads "$threads" "$@"; }
 
-prompt="one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
-ours generate --model "$model" --threads "$threads" --prompt "$prompt" --temperature 0 --max-tokens 12 --json >"$work/ours.greedy"
+# A prompt that leaves no choice: quantised activations flip near ties, and that is not what is checked here.
+prompt="a b c d e f g h i j k l m n"
+ours generate --model "$model" --threads "$threads" --temperature 0 --max-tokens 12 --json "$prompt" >"$work/ours.greedy"
 theirs --greedy 12 --prompt "$prompt" >"$work/theirs.greedy"
 "$peer/bin/python" "$here/llama_cpp_report.py" greedy "$work"
 

@@ -37,11 +37,12 @@ def processes_of(pids):
 class Cluster:
     """`metattn serve` on some ranks. Use as a context manager; leaving it ends every process."""
 
-    def __init__(self, folder, model, ranks=1, flags=(), launch=()):
+    def __init__(self, folder, model, ranks=1, flags=(), launch=(), **ports):
         self.folder = pathlib.Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.ranks = ranks
-        self.grpc_port, self.metrics_port = free_port(), free_port()
+        self.grpc_port = ports.get("grpc_port") or free_port()
+        self.metrics_port = ports.get("metrics_port") or free_port()
         self.address = f"127.0.0.1:{self.grpc_port}"
         self.pid_file = self.folder / "rank0.pid"
         self.log_path = self.folder / "server.log"
@@ -81,10 +82,13 @@ class Cluster:
         try:
             return self.start().wait_healthy()
         except BaseException:
-            self.__exit__()
+            self.stop()
             raise
 
     def __exit__(self, *_):
+        self.stop()
+
+    def stop(self):
         if self.channel:
             self.channel.close()
         if self.process and self.process.poll() is None:

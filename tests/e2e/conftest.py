@@ -102,7 +102,7 @@ def start_cluster(tmp_path):
 
     yield start
     for made in running:
-        made.__exit__()
+        made.stop()
 
 
 @pytest.fixture(scope="module", params=[1, 2, 4], ids=lambda n: f"{n}ranks")

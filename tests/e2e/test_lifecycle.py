@@ -98,8 +98,9 @@ def test_a_killed_rank_ends_all_within_ten_seconds_and_is_named(start_cluster, c
     begin = time.monotonic()
     code = ended(running.process, 10)
     assert code not in (None, 0), running.log()
-    assert cluster.processes_of(pids) == []
-    assert time.monotonic() - begin < 10
+    while cluster.processes_of(pids):
+        assert time.monotonic() - begin < 10, f"{cluster.processes_of(pids)} of {pids} still run:\n{running.log()}"
+        time.sleep(0.05)
     stream.join(5)
     assert not stream.is_alive() and (stream.error is not None or stream.finish is not None)
     lines = [line for line in running.log().splitlines() if re.search(rf"\brank {victim}\b.*\blost\b", line)]
@@ -110,17 +111,24 @@ def test_a_rank_killed_while_idle_is_noticed_too(start_cluster, tiny_model):
     running = start_cluster(tiny_model, 2)
     pids = running.rank_pids()
     os.kill(pids[1], signal.SIGKILL)
+    begin = time.monotonic()
     assert ended(running.process, 10) not in (None, 0), running.log()
-    assert cluster.processes_of(pids) == []
+    while cluster.processes_of(pids):
+        assert time.monotonic() - begin < 10, running.log()
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("flag, port", [("--grpc-port", "grpc_port"), ("--metrics-port", "metrics_port")])
-def test_a_port_in_use_is_an_error_that_names_the_flag(start_cluster, tiny_model, flag, port):
+def test_a_port_in_use_is_an_error_that_names_the_flag(tmp_path, start_cluster, tiny_model, flag, port):
     first = start_cluster(tiny_model, 1)
-    second = start_cluster(tiny_model, 2, flag, str(getattr(first, port)), wait=False)
-    assert ended(second.process, 20) not in (None, 0)
-    assert flag in second.log() and str(getattr(first, port)) in second.log()
-    assert first.health() == 1
+    second = cluster.Cluster(tmp_path / "second", tiny_model, 2, **{port: getattr(first, port)})
+    second.start()
+    try:
+        assert ended(second.process, 20) not in (None, 0)
+        assert flag in second.log() and str(getattr(first, port)) in second.log()
+        assert first.health() == 1
+    finally:
+        second.stop()
 
 
 @pytest.mark.parametrize("make, complaint", [

@@ -15,7 +15,7 @@ def outputs(start_cluster, client_of, model, prompts, cases):
         running = start_cluster(model, ranks, *flags)
         client = client_of(running)
         runs[" ".join([f"{ranks} ranks", *flags])] = [greedy.greedy(client, p, TOKENS) for p in prompts]
-        running.__exit__()
+        running.stop()
     return runs
 
 

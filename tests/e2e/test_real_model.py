@@ -35,7 +35,10 @@ def test_it_reads_four_thousand_tokens(api, client):
 
 
 def test_a_stop_string_ends_it(api, client):
-    _, text, finish = client.generate("one two three four five", max_tokens=40, stop=["eight"])
+    prompt = "one two three four five six seven"
+    _, whole, _ = client.generate(prompt, max_tokens=16, ignore_eos=True)
+    stop = whole[len(whole) // 2:len(whole) // 2 + 3]
+    _, text, finish = client.generate(prompt, max_tokens=16, ignore_eos=True, stop=[stop])
     assert finish.reason == api.inference.FINISH_REASON_STOP
-    assert finish.stop_match == "eight"
-    assert "eight" not in text and "seven" in text
+    assert finish.stop_match == stop
+    assert text == whole[:whole.index(stop)]

@@ -143,6 +143,28 @@ struct Model {
   std::deque<BlockId> cached;
 };
 
+// The pool hands out a free block, else the least recently used cached one, else nothing.
+void CheckAllocate(PagePool& pool, Model& model) {
+  const bool none_free =
+      model.references.size() + model.cached.size() == static_cast<std::size_t>(pool.capacity());
+  const auto got = pool.Allocate();
+  if (none_free && model.cached.empty()) {
+    ASSERT_EQ(got, std::nullopt);
+    return;
+  }
+  ASSERT_TRUE(got);
+  ASSERT_FALSE(model.references.contains(*got)) << "a block in use was handed out";
+  if (none_free) {
+    ASSERT_EQ(*got, model.cached.front()) << "not the least recently used";
+    model.cached.pop_front();
+    model.findable.erase(model.published.at(*got));
+    model.published.erase(*got);
+  } else {
+    ASSERT_EQ(std::count(model.cached.begin(), model.cached.end(), *got), 0);
+  }
+  model.references[*got] = 1;
+}
+
 class PagePoolProperty : public testing::TestWithParam<int> {};
 
 TEST_P(PagePoolProperty, RandomOperationsAgreeWithAPlainModel) {
@@ -163,24 +185,8 @@ TEST_P(PagePoolProperty, RandomOperationsAgreeWithAPlainModel) {
   for (int i = 0; i < 4000; ++i) {
     const unsigned op = random() % 6;
     if (op <= 1) {
-      const bool none_free =
-          model.references.size() + model.cached.size() == static_cast<std::size_t>(capacity);
-      const auto got = pool.Allocate();
-      if (none_free && model.cached.empty()) {
-        ASSERT_EQ(got, std::nullopt);
-        continue;
-      }
-      ASSERT_TRUE(got);
-      ASSERT_FALSE(model.references.contains(*got)) << "a block in use was handed out";
-      if (none_free) {
-        ASSERT_EQ(*got, model.cached.front()) << "not the least recently used";
-        model.cached.pop_front();
-        model.findable.erase(model.published.at(*got));
-        model.published.erase(*got);
-      } else {
-        ASSERT_EQ(std::count(model.cached.begin(), model.cached.end(), *got), 0);
-      }
-      model.references[*got] = 1;
+      CheckAllocate(pool, model);
+      if (HasFatalFailure()) return;
     } else if (op == 2) {
       const int content = static_cast<int>(random() % kContents);
       const auto got = pool.Acquire(hashes[static_cast<std::size_t>(content)]);

@@ -146,7 +146,7 @@ class RandomCase {
 
 TEST(SamplerReference, RandomCasesChooseWhatTheSlowSamplerChooses) {
   int near_a_border = 0;
-  constexpr int kCases = 6000;
+  constexpr int kCases = 4000;
   for (unsigned seed = 0; seed < kCases; ++seed) {
     const RandomCase c(seed);
     const Reference r = Slow(c.logits, c.params, c.context);
@@ -183,7 +183,7 @@ TEST(SamplerReference, RandomCasesChooseWhatTheSlowSamplerChooses) {
 
 // Pearson's statistic against its mean plus five standard deviations.
 void ExpectDistribution(const std::vector<float>& logits, const SamplingParams& params) {
-  constexpr int kDraws = 20000;
+  constexpr int kDraws = 8000;
   const Reference r = Slow(logits, params, {});
   std::vector<int> counts(logits.size());
   for (std::uint64_t i = 0; i < kDraws; ++i) {

@@ -58,6 +58,7 @@ class Traffic {
       if (op == 2) RemoveOne();
       if (op >= 2) Step();
     }
+    if (testing::Test::HasFatalFailure()) return;
     // No sequence starves: with no new traffic all of them end, within what the work can take.
     for (int i = 0; !live_.empty() && i < 100000; ++i) {
       Step();

@@ -77,6 +77,24 @@ void ReadBack(Rig& rig, const RopeShape& shape, AttentionRows rows, const PageTa
   for (float l : rig.Out<float>(partial.l, tokens * q_heads)) EXPECT_EQ(l, 1.0f);
 }
 
+// One sequence's rows from shape.start on, its blocks swapped in pairs.
+AttentionRows RowsOf(Rig& rig, const RopeShape& shape) {
+  std::vector<std::int32_t> position(static_cast<std::size_t>(shape.rows));
+  std::iota(position.begin(), position.end(), shape.start);
+  std::vector<std::int32_t> blocks;
+  for (int b = 0; b <= (shape.start + shape.rows) / kBlockTokens; ++b) blocks.push_back(b ^ 1);
+  const View zeros = rig.In(std::vector<std::int32_t>(static_cast<std::size_t>(shape.rows)));
+  return {.tokens = shape.rows,
+          .sequences = 1,
+          .position = rig.In(position),
+          .sequence = zeros,
+          .row_begin = rig.In(std::vector<std::int32_t>{0, shape.rows}),
+          .near_begin = zeros,
+          .far_end = zeros,
+          .table_begin = rig.In(std::vector<std::int32_t>{0, static_cast<int>(blocks.size())}),
+          .blocks = rig.In(blocks)};
+}
+
 void CheckRope(Rig& rig, const RopeShape& shape) {
   SCOPED_TRACE(::testing::Message()
                << "d " << shape.head_dim << " rotary " << shape.rotary_dim << " g " << shape.group
@@ -84,24 +102,10 @@ void CheckRope(Rig& rig, const RopeShape& shape) {
                << (shape.interleaved ? " interleaved" : "") << (shape.norm ? " norm" : ""));
   const int d = shape.head_dim, q_heads = shape.heads * shape.group;
   const int width = (q_heads + 2 * shape.heads) * d, length = shape.start + shape.rows;
-  std::vector<std::int32_t> position(static_cast<std::size_t>(shape.rows));
-  std::iota(position.begin(), position.end(), shape.start);
-  std::vector<std::int32_t> blocks;
-  for (int b = 0; b <= length / kBlockTokens; ++b) blocks.push_back(b ^ 1);
-  const View zeros = rig.In(std::vector<std::int32_t>(static_cast<std::size_t>(shape.rows)));
-  const AttentionRows rows = {
-      .tokens = shape.rows,
-      .sequences = 1,
-      .position = rig.In(position),
-      .sequence = zeros,
-      .row_begin = rig.In(std::vector<std::int32_t>{0, shape.rows}),
-      .near_begin = zeros,
-      .far_end = zeros,
-      .table_begin = rig.In(std::vector<std::int32_t>{0, static_cast<int>(blocks.size())}),
-      .blocks = rig.In(blocks)};
+  const AttentionRows rows = RowsOf(rig, shape);
   const std::int64_t page = rig.kernels().PageBytes(d);
   const PageTable pages = {
-      .base = rig.Space(static_cast<std::size_t>(page) * shape.heads * (blocks.size() + 1)),
+      .base = rig.Space(static_cast<std::size_t>(page) * shape.heads * (length / kBlockTokens + 2)),
       .block_stride = shape.heads,
       .heads = shape.heads,
       .head_dim = d};
@@ -122,7 +126,7 @@ void CheckRope(Rig& rig, const RopeShape& shape) {
   std::vector<double> q, q_bound, k, k_bound;
   std::vector<float> v;
   for (int t = 0; t < shape.rows; ++t) {
-    const float* cos_sin = table.data() + position[t] * shape.rotary_dim;
+    const float* cos_sin = table.data() + (shape.start + t) * shape.rotary_dim;
     for (int h = 0; h < q_heads + shape.heads; ++h) {
       const bool is_q = h < q_heads;
       Rotate(shape, qkv.data() + t * width + h * d, is_q ? q_norm.data() : k_norm.data(), cos_sin,

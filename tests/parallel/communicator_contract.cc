@@ -208,7 +208,8 @@ absl::Status StatsCountCallsAndBytesAndStartAgain(Communicator& comm, bool order
   return absl::OkStatus();
 }
 
-// The last rank comes 30 ms late ten times: the others see it as waiting, it does not itself.
+// The last rank comes 30 ms late ten times: the others see it as waiting. (What the late rank and
+// the transfers show depends on what else the machine runs; wait_meter_test has those.)
 absl::Status StatsTellALatePeerFromASlowTransfer(Communicator& comm, bool) {
   if (comm.size() == 1) return absl::OkStatus();
   InlineStream stream;
@@ -228,12 +229,6 @@ absl::Status StatsTellALatePeerFromASlowTransfer(Communicator& comm, bool) {
   // Half of the truth, for machines that run many things at once.
   if (!late && stats.wait_seconds < 0.15) {
     return Differs(comm, "seconds waited for a late rank", 0, 0.3, stats.wait_seconds);
-  }
-  if (!late && stats.transfer_seconds > stats.wait_seconds) {
-    return Differs(comm, "transfer beside waiting", 0, stats.wait_seconds, stats.transfer_seconds);
-  }
-  if (late && stats.wait_seconds > 0.15) {
-    return Differs(comm, "seconds waited by the late rank", 0, 0, stats.wait_seconds);
   }
   return absl::OkStatus();
 }

@@ -96,6 +96,7 @@ class FakeEngine final : public Engine {
   void Cancel(std::uint64_t id) override {
     std::lock_guard lock(mutex_);
     if (auto it = live_.find(id); it != live_.end()) it->second.cancelled = true;
+    wake_.notify_all();
   }
   EngineSnapshot Snapshot() const override {
     std::lock_guard lock(mutex_);
@@ -115,6 +116,7 @@ class FakeEngine final : public Engine {
     const bool all = idle_.wait_for(lock, std::chrono::duration<double>(seconds),
                                     [this] { return live_.empty(); });
     for (auto& [id, live] : live_) live.cancelled = true;
+    wake_.notify_all();
     idle_.wait(lock, [this] { return live_.empty(); });
     return all;
   }

@@ -134,6 +134,15 @@ TEST_F(FlagsTest, BadValuesAreErrorsThatNameTheFlag) {
   }
 }
 
+TEST_F(FlagsTest, OfAFlagGivenTwiceTheLastCounts) {
+  ASSERT_EQ(Parsed({"--model", "m", "--window", "1", "--window", "2", "--temperature", "1",
+                    "--temperature", "0.5"}),
+            0)
+      << error;
+  EXPECT_EQ(model.window, 2);
+  EXPECT_EQ(generate.temperature, 0.5);
+}
+
 TEST_F(FlagsTest, UnderMpirunOnlyRankZeroComplains) {
   Env("OMPI_COMM_WORLD_RANK", "1");
   EXPECT_NE(Parsed({"--no-such-flag"}), 0);

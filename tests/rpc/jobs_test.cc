@@ -137,7 +137,7 @@ TEST(Jobs, TheSameKeyGivesTheSameJobAndAnotherRequestIsRefused) {
   EXPECT_EQ(other.status().code(), absl::StatusCode::kAlreadyExists);
   EXPECT_EQ(std::string(other.status().message()).rfind("idempotency_key", 0), 0u);
   EXPECT_NE(server.client->Submit(SubmitRequest("a", 3, 1))->id(), first->id());
-  EXPECT_EQ(server.engine.submitted, 2);
+  EXPECT_TRUE(Eventually([&] { return server.engine.submitted == 2; }));
 }
 
 TEST(Jobs, ConcurrentSubmitsWithOneKeyMakeOneJob) {

@@ -1,0 +1,137 @@
+// The attention ops in the order a layer runs them (append, route, compact, near, far, normalize):
+// every backend against ref; and the cut of the work, which is pure arithmetic.
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "kernels/cpu/attention_plan.h"
+#include "tests/kernels/attention_support.h"
+
+namespace metattn::testing {
+namespace {
+
+class AttentionChainTest : public ::testing::TestWithParam<BackendParam> {};
+
+std::uint8_t RouteOf(int row) {
+  return static_cast<std::uint8_t>(row % 3 == 0 ? Mechanism::kLocal : Mechanism::kFull);
+}
+
+// [T, H*g, d] after the whole chain.
+std::vector<float> RunChain(Rig& rig, const AttentionShape& shape, AttentionWorld& world) {
+  world.AppendAll();
+  const StepRows rows = world.Rows();
+  const auto tokens = static_cast<int>(rows.views.tokens);
+  const int heads = shape.heads, q_heads = heads * shape.group;
+  std::vector<std::uint8_t> route;
+  for (int t = 0; t < tokens; ++t) route.push_back(RouteOf(t));
+  const View decisions = rig.Space(static_cast<std::size_t>(tokens * heads));
+  Kernels& k = rig.kernels();
+  k.ForcedRoute(
+      {.rows = rows.views, .heads = heads, .route = rig.In(route), .decisions = decisions},
+      rig.stream());
+  const WorkList list = {
+      .rows = rig.Floats(tokens * heads), .counts = rig.Floats(heads), .capacity = tokens};
+  k.Compact({.rows = rows.views,
+             .heads = heads,
+             .mechanism = Mechanism::kFull,
+             .decisions = decisions,
+             .list = list,
+             .far_tokens = rig.In(std::vector<std::int64_t>(static_cast<std::size_t>(heads)))},
+            rig.stream());
+  const View q = rig.In(world.Queries(rows));
+  const Partial partial = NewPartial(rig, tokens, q_heads, shape.head_dim);
+  k.Near({rows.views, world.pages(), shape.group, world.scale(), q, partial}, rig.stream());
+  k.FarFull({rows.views, world.pages(), shape.group, world.scale(), q, list, partial},
+            rig.stream());
+  const std::int64_t values = std::int64_t{tokens} * q_heads * shape.head_dim;
+  const View out = rig.Floats(values);
+  k.Normalize({partial, tokens, q_heads, shape.head_dim, out}, rig.stream());
+  return rig.Out<float>(out, values);
+}
+
+TEST_P(AttentionChainTest, ALayersAttentionAgreesWithRef) {
+  const std::vector<AttentionShape> shapes = {
+      {.heads = 3, .group = 3, .window = 128, .sequences = {{400, 37}, {0, 70}, {777, 1}}},
+      {.heads = 1, .group = 4, .head_dim = 48, .sinks = 0, .window = 10, .sequences = {{330, 5}}},
+      {.heads = 2, .group = 1, .head_dim = 112, .window = 64, .sequences = {{63, 1}, {600, 2}}},
+  };
+  for (const AttentionShape& shape : shapes) {
+    Rig rig(GetParam()), ref_rig({"ref", "", 1, false});
+    AttentionWorld world(rig, shape, 6), ref_world(ref_rig, shape, 6);
+    const auto actual = RunChain(rig, shape, world), ref = RunChain(ref_rig, shape, ref_world);
+    const StepRows rows = world.Rows();
+    const auto q = world.Queries(rows);
+    const int q_heads = shape.heads * shape.group;
+    std::vector<double> bound;
+    for (int t = 0; t < rows.views.tokens; ++t) {
+      auto positions = world.NearPositions(rows, t);
+      if (RouteOf(t) == static_cast<std::uint8_t>(Mechanism::kFull)) {
+        const auto far = world.FarPositions(rows, t);
+        positions.insert(positions.end(), far.begin(), far.end());
+      }
+      for (int hq = 0; hq < q_heads; ++hq) {
+        const ExpectedPartial expected =
+            world.Expect(q.data() + (t * q_heads + hq) * shape.head_dim, rows.sequence[t],
+                         hq / shape.group, positions);
+        for (int i = 0; i < shape.head_dim; ++i) {  // both sides off, in o and in l
+          bound.push_back(
+              2 *
+              (expected.o_bound[i] + std::abs(expected.o[i]) * (expected.l_relative + 3 * kF32)) /
+              expected.l);
+        }
+      }
+    }
+    ExpectWithin(actual, ToDouble(ref), bound, shape.Name());
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, AttentionChainTest, ::testing::ValuesIn(Backends()),
+                         [](const auto& info) { return info.param.Name(); });
+
+TEST(AttentionPlanTest, UnitsCoverEverySpanOfEveryTileOnceWhateverTheThreads) {
+  Rig rig({"ref", "", 1, false});
+  const AttentionShape shape = {
+      .heads = 2, .group = 3, .sequences = {{2000, 1}, {0, 100}, {900, 40}, {3, 0}}};
+  AttentionWorld world(rig, shape, 7);
+  const StepRows rows = world.Rows();
+  for (int threads : {1, 2, 16}) {
+    const cpu::AttentionPlan plan = cpu::PlanNear(rows.views, 2, 3, threads);
+    std::vector<std::vector<int>> seen(static_cast<std::size_t>(plan.tile_count));
+    for (int i = 0; i < plan.tile_count; ++i) {
+      seen[i].resize(static_cast<std::size_t>(plan.tiles[i].spans));
+    }
+    for (int u = 0; u < plan.unit_count; ++u) {
+      for (int s = plan.units[u].first; s < plan.units[u].end; ++s) {
+        ++seen[plan.units[u].tile].at(s);
+      }
+    }
+    int listed = 0;
+    for (int i = 0; i < plan.tile_count; ++i) {
+      for (int count : seen[i]) EXPECT_EQ(count, 1);
+      EXPECT_LE(plan.tiles[i].rows * 3, cpu::kTileQueries);
+      listed += plan.tiles[i].rows;
+      if (threads == 1) {
+        EXPECT_EQ(plan.tiles[i].units, 1);
+      }
+    }
+    EXPECT_EQ(listed, 2 * rows.views.tokens);
+  }
+}
+
+TEST(AttentionPlanTest, TwoThreadsShareTheOnlyLongRow) {
+  Rig rig({"ref", "", 1, false});
+  const AttentionShape shape = {.heads = 1, .group = 3, .sequences = {{4000, 1}}};
+  AttentionWorld world(rig, shape, 8);
+  const StepRows rows = world.Rows();
+  const WorkList list = {.rows = rig.In(std::vector<std::int32_t>{0}),
+                         .counts = rig.In(std::vector<std::int32_t>{1}),
+                         .capacity = 1};
+  const cpu::AttentionPlan plan = cpu::PlanFar(rows.views, list, 1, 3, 2);
+  ASSERT_EQ(plan.tile_count, 1);
+  EXPECT_EQ(plan.tiles[0].spans, (rows.far_end[0] + kSpanTokens - 1) / kSpanTokens);
+  EXPECT_GE(plan.unit_count, 8);
+  EXPECT_EQ(plan.partials, plan.tiles[0].spans * 3);
+}
+
+}  // namespace
+}  // namespace metattn::testing
