@@ -24,7 +24,8 @@ std::ostream& operator<<(std::ostream& out, const Place& p) {
 std::vector<Place> Places() {
   const std::vector<std::string> isas = Isas();
   std::vector<Place> places;
-  for (int ranks : {1, 2, 3}) places.push_back({ranks, isas.empty() ? "" : isas.back(), 1});
+  for (int ranks = 1; ranks <= (kBestIsaOnly ? 2 : 3); ++ranks)
+    places.push_back({ranks, isas.empty() ? "" : isas.back(), 1});
   for (std::size_t i = 0; i + 1 < isas.size(); ++i) places.push_back({1, isas[i], 2});
   return places;
 }

@@ -71,7 +71,11 @@ struct Company {
 }  // namespace
 
 const std::string& ServingModel() {
-  static const std::string path = [] {
+  struct File {
+    std::string path;
+    ~File() { unlink(path.c_str()); }
+  };
+  static const File file = [] {
     TinyModelOptions options;
     options.layers = 3;
     options.hidden = 192;
@@ -83,15 +87,15 @@ const std::string& ServingModel() {
     options.max_positions = 1024;
     options.dtype = DType::kQ4_1;
     options.seed = 3;
-    return WriteTinyModel(options,
-                          absl::StrFormat("%sserving-%d.gguf", ::testing::TempDir(), getpid()));
+    return File{WriteTinyModel(
+        options, absl::StrFormat("%sserving-%d.gguf", ::testing::TempDir(), getpid()))};
   }();
-  return path;
+  return file.path;
 }
 
 std::vector<std::string> Isas() {
   const auto& names = cpu::AvailableIsas();
-  return {names.begin(), names.end()};
+  return {kBestIsaOnly && !names.empty() ? names.end() - 1 : names.begin(), names.end()};
 }
 
 std::vector<std::int32_t> Prompt(std::uint64_t seed, std::int32_t tokens) {
