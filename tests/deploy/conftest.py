@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import subprocess
 
 import pytest
@@ -25,9 +26,10 @@ class Scripts:
                               capture_output=True, check=False, **kwargs)
 
     def start(self, name, *args):
+        # A test run in the background of a script inherits an ignored SIGINT, and bash never traps an ignored signal.
         return subprocess.Popen(self.command(name, *args), env=self.env, text=True,
-                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE)
+                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
     def program(self, name, text):
         """An executable file with this text; its path."""
