@@ -2,11 +2,17 @@
 
 import os
 import pathlib
+import signal
 import subprocess
 
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def take_interrupts():
+    """A shell cannot trap what was ignored when it started, as SIGINT is for background jobs."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Scripts:
@@ -27,7 +33,7 @@ class Scripts:
     def start(self, name, *args):
         return subprocess.Popen(self.command(name, *args), env=self.env, text=True,
                                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE)
+                                stderr=subprocess.PIPE, preexec_fn=take_interrupts)
 
     def program(self, name, text):
         """An executable file with this text; its path."""
