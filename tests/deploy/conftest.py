@@ -10,6 +10,11 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
+def take_interrupts():
+    """A shell cannot trap what was ignored when it started, as SIGINT is for background jobs."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Scripts:
     """Runs deploy/NAME with a clean environment plus what the test sets."""
 
@@ -26,10 +31,9 @@ class Scripts:
                               capture_output=True, check=False, **kwargs)
 
     def start(self, name, *args):
-        # A test run in the background of a script inherits an ignored SIGINT, and bash never traps an ignored signal.
         return subprocess.Popen(self.command(name, *args), env=self.env, text=True,
-                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE, preexec_fn=take_interrupts)
 
     def program(self, name, text):
         """An executable file with this text; its path."""
