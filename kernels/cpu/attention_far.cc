@@ -1,4 +1,5 @@
 // Far spans of the listed rows, merged into their partials. The work is in attention_tile.cc.
+#include "kernels/cpu/attention_amx.h"
 #include "kernels/cpu/attention_plan.h"
 #include "kernels/cpu/attention_tile.h"
 #include "kernels/cpu/ops.h"
@@ -7,15 +8,18 @@ namespace metattn::cpu::METATTN_ISA {
 
 void FarFull(const FarFullArgs& args, OpContext& context) {
   if (args.group == 0) return;
+  const bool amx = AmxAttention(context, args.pages.head_dim, args.scale);
   const AttentionPlan plan =
-      PlanFar(args.rows, args.list, args.pages.heads, args.group, context.pool.threads());
+      PlanFar(args.rows, args.list, args.pages.heads,
+              {args.group, context.pool.threads(), amx ? kAmxTileQueries : kTileQueries});
   const AttentionTask task = {.rows = args.rows,
                               .pages = args.pages,
                               .group = args.group,
                               .scale = args.scale,
                               .q = args.q.As<float>(),
                               .partial = args.partial,
-                              .fresh = false};
+                              .fresh = false,
+                              .amx = amx};
   RunAttention(plan, task, context);
 }
 

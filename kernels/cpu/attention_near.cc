@@ -1,4 +1,5 @@
 // Near partial over sinks and window, and the final o / l. The work is in attention_tile.cc.
+#include "kernels/cpu/attention_amx.h"
 #include "kernels/cpu/attention_plan.h"
 #include "kernels/cpu/attention_tile.h"
 #include "kernels/cpu/ops.h"
@@ -8,15 +9,18 @@ namespace metattn::cpu::METATTN_ISA {
 
 void Near(const NearArgs& args, OpContext& context) {
   if (args.group == 0) return;
+  const bool amx = AmxAttention(context, args.pages.head_dim, args.scale);
   const AttentionPlan plan =
-      PlanNear(args.rows, args.pages.heads, args.group, context.pool.threads());
+      PlanNear(args.rows, args.pages.heads,
+               {args.group, context.pool.threads(), amx ? kAmxTileQueries : kTileQueries});
   const AttentionTask task = {.rows = args.rows,
                               .pages = args.pages,
                               .group = args.group,
                               .scale = args.scale,
                               .q = args.q.As<float>(),
                               .partial = args.out,
-                              .fresh = true};
+                              .fresh = true,
+                              .amx = amx};
   RunAttention(plan, task, context);
 }
 

@@ -15,7 +15,8 @@ std::int32_t SpansUpTo(std::int32_t end) { return (end + kSpanTokens - 1) / kSpa
 
 class Planner {
  public:
-  Planner(int group, int threads) : group_(group), threads_(threads) {
+  explicit Planner(const CutOptions& options)
+      : group_(options.group), threads_(options.threads), tile_queries_(options.tile_queries) {
     ranges_.clear();
     tiles_.clear();
     units_.clear();
@@ -24,7 +25,7 @@ class Planner {
 
   // Rows must come head by head, and within a head in row order.
   void Add(std::int32_t head, std::int32_t sequence, const RowRange& range) {
-    const int limit = std::max(1, kTileQueries / group_);
+    const int limit = std::max(1, tile_queries_ / group_);
     if (tiles_.empty() || tiles_.back().head != head || tiles_.back().sequence != sequence ||
         tiles_.back().rows == limit) {
       tiles_.push_back({.head = head,
@@ -88,7 +89,7 @@ class Planner {
     return tokens * (4 + std::int64_t{tile.rows} * group_);
   }
 
-  int group_, threads_;
+  int group_, threads_, tile_queries_;
   static thread_local std::vector<RowRange> ranges_;
   static thread_local std::vector<Tile> tiles_;
   static thread_local std::vector<Unit> units_;
@@ -102,8 +103,8 @@ thread_local std::vector<std::int64_t> Planner::costs_;
 
 }  // namespace
 
-AttentionPlan PlanNear(const AttentionRows& rows, int heads, int group, int threads) {
-  Planner planner(group, threads);
+AttentionPlan PlanNear(const AttentionRows& rows, int heads, const CutOptions& options) {
+  Planner planner(options);
   const auto* position = rows.position.As<std::int32_t>();
   const auto* sequence = rows.sequence.As<std::int32_t>();
   const auto* near_begin = rows.near_begin.As<std::int32_t>();
@@ -117,9 +118,9 @@ AttentionPlan PlanNear(const AttentionRows& rows, int heads, int group, int thre
   return planner.Finish();
 }
 
-AttentionPlan PlanFar(const AttentionRows& rows, const WorkList& list, int heads, int group,
-                      int threads) {
-  Planner planner(group, threads);
+AttentionPlan PlanFar(const AttentionRows& rows, const WorkList& list, int heads,
+                      const CutOptions& options) {
+  Planner planner(options);
   const auto* sequence = rows.sequence.As<std::int32_t>();
   const auto* far_end = rows.far_end.As<std::int32_t>();
   const auto* counts = list.counts.As<std::int32_t>();

@@ -14,8 +14,8 @@
 
 namespace metattn::cpu {
 
-// Query vectors (rows x group) of a tile at most, unless a single row has more. 48 keep the tile's
-// queries, scores and sums in the first two cache levels and use each page 48 times.
+// Query vectors (rows x group) of a tile on the f32 kernels. 48 keep the tile's queries, scores and
+// sums in the first two cache levels and use each page 48 times.
 inline constexpr int kTileQueries = 48;
 
 // Positions one row reads: [0, sinks_end) and [begin, end).
@@ -50,10 +50,16 @@ struct AttentionPlan {
   std::int64_t partials = 0;  // span partials kept apart, in query vectors
 };
 
+struct CutOptions {
+  int group = 1;
+  int threads = 1;
+  int tile_queries = kTileQueries;  // query vectors of a tile at most, unless a row has more
+};
+
 // Near partials of all rows.
-AttentionPlan PlanNear(const AttentionRows& rows, int heads, int group, int threads);
+AttentionPlan PlanNear(const AttentionRows& rows, int heads, const CutOptions& options);
 // Far spans of the listed rows.
-AttentionPlan PlanFar(const AttentionRows& rows, const WorkList& list, int heads, int group,
-                      int threads);
+AttentionPlan PlanFar(const AttentionRows& rows, const WorkList& list, int heads,
+                      const CutOptions& options);
 
 }  // namespace metattn::cpu

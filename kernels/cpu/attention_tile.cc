@@ -19,6 +19,8 @@
 
 #include <cstdint>
 
+#include "kernels/cpu/amx.h"
+#include "kernels/cpu/attention_amx.h"
 #include "kernels/cpu/pages.h"
 #include "kernels/cpu/vec.h"
 #include "kernels/types.h"
@@ -178,13 +180,6 @@ constexpr PageFunction kScore[kQueryBlock] = {ScoreGroups<1>, ScoreGroups<2>, Sc
 constexpr PageFunction kValue[kQueryBlock] = {AddValues<1>, AddValues<2>, AddValues<3>,
                                               AddValues<4>, AddValues<5>, AddValues<6>};
 
-// Bits of the tokens of page [start, start + 64) that lie in [begin, end).
-METATTN_INLINE std::uint64_t Bits(int start, int begin, int end) {
-  const int from = Larger(begin - start, 0), to = Smaller(end - start, kBlockTokens);
-  if (from >= to) return 0;
-  return (~std::uint64_t{0} >> (kBlockTokens - (to - from))) << from;
-}
-
 // Turns the scores of one query into exp(score - m) with its new maximum. Token groups outside
 // [first, end) were not computed and are not read later; `bits` has a token among the others.
 void SoftmaxRow(std::uint64_t bits, int first, int end, int query, const TileShape& shape,
@@ -218,11 +213,17 @@ void SoftmaxRow(std::uint64_t bits, int first, int end, int query, const TileSha
 class TileRunner {
  public:
   TileRunner(const AttentionPlan& plan, const AttentionTask& task, std::byte* scratch)
-      : plan_(plan), task_(task) {
+      : plan_(plan),
+        task_(task)
+#if defined(__AMX_BF16__)
+        ,
+        amx_(plan, task, scratch)
+#endif
+  {
     shape_.head_dim = task.pages.head_dim;
     shape_.padded = PaddedDim(shape_.head_dim);
-    const std::int64_t queries = std::int64_t{plan.max_rows} * task.group;
-    float* at = reinterpret_cast<float*>(scratch);
+    const std::int64_t queries = Queries(plan, task);
+    float* at = reinterpret_cast<float*>(scratch + AmxBytes(plan, task));
     tile_.q = at;
     at += queries * shape_.padded;
     tile_.o = at;
@@ -237,9 +238,10 @@ class TileRunner {
   }
 
   static std::size_t Bytes(const AttentionPlan& plan, const AttentionTask& task) {
-    const std::int64_t queries = std::int64_t{plan.max_rows} * task.group;
+    const std::int64_t queries = Queries(plan, task);
     const std::int64_t per_query = 2 * PaddedDim(task.pages.head_dim) + kBlockTokens + kLanes + 1;
-    return static_cast<std::size_t>(queries * per_query + plan.max_rows * 2) * sizeof(float);
+    return AmxBytes(plan, task) +
+           static_cast<std::size_t>(queries * per_query + plan.max_rows * 2) * sizeof(float);
   }
 
   // A tile that no other thread works on: spans go straight into the output.
@@ -284,6 +286,19 @@ class TileRunner {
   }
 
  private:
+  // Room for query vectors: tiles of AMX are 16 of them.
+  static std::int64_t Queries(const AttentionPlan& plan, const AttentionTask& task) {
+    return (std::int64_t{plan.max_rows} * task.group + 15) / 16 * 16;
+  }
+  static std::size_t AmxBytes([[maybe_unused]] const AttentionPlan& plan,
+                              [[maybe_unused]] const AttentionTask& task) {
+#if defined(__AMX_BF16__)
+    if (task.amx) return (AmxSpans::Bytes(plan, task) + 63) / 64 * 64;
+#endif
+    return 0;
+  }
+  bool OnAmx() const { return task_.amx && shape_.queries >= kAmxQueries; }
+
   // Index of a tile's query in [T, H*g].
   std::int64_t Index(const Tile& tile, int query) const {
     const std::int64_t row = plan_.ranges[tile.first_range + query / task_.group].row;
@@ -292,6 +307,13 @@ class TileRunner {
 
   void Start(const Tile& tile) {
     shape_.queries = tile.rows * task_.group;
+#if defined(__AMX_BF16__)
+    if (OnAmx()) {
+      amx_.Start(shape_.queries,
+                 [&](int query) { return task_.q + Index(tile, query) * shape_.head_dim; });
+      return;
+    }
+#endif
     const F32v scale = Set(task_.scale);
     for (int query = 0; query < shape_.queries; ++query) {
       const float* from = task_.q + Index(tile, query) * shape_.head_dim;
@@ -314,6 +336,9 @@ class TileRunner {
   }
 
   void RunSpan(const Tile& tile, int span) {
+#if defined(__AMX_BF16__)
+    if (OnAmx()) return amx_.Run(tile, span, {tile_.o, tile_.l, tile_.m});
+#endif
     for (std::int64_t i = 0; i < std::int64_t{shape_.queries} * shape_.padded; i += kLanes) {
       Store(tile_.o + i, Zero());
     }
@@ -330,8 +355,7 @@ class TileRunner {
     std::uint64_t any = 0;
     for (int r = 0; r < tile.rows; ++r) {
       const RowRange& range = plan_.ranges[tile.first_range + r];
-      const int start = page * kBlockTokens;
-      tile_.bits[r] = Bits(start, 0, range.sinks_end) | Bits(start, range.begin, range.end);
+      tile_.bits[r] = TokensRead(range, page);
       any |= tile_.bits[r];
     }
     if (any == 0) return;
@@ -386,6 +410,9 @@ class TileRunner {
   const AttentionTask& task_;
   TileShape shape_;
   TileScratch tile_;
+#if defined(__AMX_BF16__)
+  AmxSpans amx_;
+#endif
 };
 
 }  // namespace
@@ -403,6 +430,9 @@ void RunAttention(const AttentionPlan& plan, const AttentionTask& task, OpContex
   context.pool.ParallelFor(
       plan.unit_count, 1, [&](std::int64_t begin, std::int64_t end, int worker) {
         TileRunner runner(plan, task, context.scratch.Worker(worker, bytes));
+#if defined(__AMX_BF16__)
+        if (task.amx) ConfigureTiles();
+#endif
         for (std::int64_t u = begin; u < end; ++u) {
           const Unit& unit = plan.units[u];
           const Tile& tile = plan.tiles[unit.tile];
@@ -416,6 +446,9 @@ void RunAttention(const AttentionPlan& plan, const AttentionTask& task, OpContex
             runner.MergeUnits(tile, mine);
           }
         }
+#if defined(__AMX_BF16__)
+        if (task.amx) _tile_release();
+#endif
       });
 }
 

@@ -5,9 +5,13 @@
 // query vector of a tile.
 #pragma once
 
+#include <cstdint>
+
 #include "kernels/cpu/attention_plan.h"
 #include "kernels/cpu/op_table.h"
+#include "kernels/cpu/vec.h"
 #include "kernels/kernels.h"
+#include "kernels/types.h"
 
 namespace metattn::cpu::METATTN_ISA {
 
@@ -19,7 +23,19 @@ struct AttentionTask {
   const float* q;  // [T, H*g, d]
   Partial partial;
   bool fresh;  // start from empty partials, not from what lies in `partial`
+  bool amx;    // tiles with enough queries run on AMX (attention_amx.h)
 };
+
+// Bits of the tokens of a page of the sequence that lie in [begin, end).
+METATTN_INLINE std::uint64_t TokensBetween(int page, int begin, int end) {
+  const int start = page * kBlockTokens;
+  const int from = Larger(begin - start, 0), to = Smaller(end - start, kBlockTokens);
+  if (from >= to) return 0;
+  return (~std::uint64_t{0} >> (kBlockTokens - (to - from))) << from;
+}
+METATTN_INLINE std::uint64_t TokensRead(const RowRange& range, int page) {
+  return TokensBetween(page, 0, range.sinks_end) | TokensBetween(page, range.begin, range.end);
+}
 
 void RunAttention(const AttentionPlan& plan, const AttentionTask& task, OpContext& context);
 

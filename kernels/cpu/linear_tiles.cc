@@ -15,6 +15,7 @@
 
 #include <cstring>
 
+#include "kernels/cpu/amx.h"
 #include "kernels/cpu/block_format.h"
 #include "kernels/cpu/vec.h"
 
@@ -27,21 +28,6 @@ constexpr std::int64_t kPair = 2;     // panels a thread takes
 constexpr int kFewTiles = 4;          // of rows of x: up to here decoding is the larger part
 constexpr int kAheadBytes = 1792;
 static_assert(kSide == kLanes && kGroup == 2 * kSide);
-
-struct alignas(64) TileConfig {
-  std::uint8_t palette = 1, start_row = 0;
-  std::uint8_t reserved[14] = {};
-  std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-static_assert(sizeof(TileConfig) == 64);
-
-void ConfigureTiles() {
-  const TileConfig config;
-  // GCC 12 believes that the instruction reads 8 bytes and would drop the other stores.
-  __asm__ volatile("" ::"r"(&config) : "memory");
-  _tile_loadconfig(&config);
-}
 
 // Lanes of columns c (low) and c + 1 (high) as one row of B.
 METATTN_INLINE void StorePairs(F32v low, F32v high, std::byte* to) {

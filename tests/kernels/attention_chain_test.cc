@@ -95,7 +95,7 @@ TEST(AttentionPlanTest, UnitsCoverEverySpanOfEveryTileOnceWhateverTheThreads) {
   AttentionWorld world(rig, shape, 7);
   const StepRows rows = world.Rows();
   for (int threads : {1, 2, 16}) {
-    const cpu::AttentionPlan plan = cpu::PlanNear(rows.views, 2, 3, threads);
+    const cpu::AttentionPlan plan = cpu::PlanNear(rows.views, 2, {.group = 3, .threads = threads});
     std::vector<std::vector<int>> seen(static_cast<std::size_t>(plan.tile_count));
     for (int i = 0; i < plan.tile_count; ++i) {
       seen[i].resize(static_cast<std::size_t>(plan.tiles[i].spans));
@@ -126,7 +126,7 @@ TEST(AttentionPlanTest, TwoThreadsShareTheOnlyLongRow) {
   const WorkList list = {.rows = rig.In(std::vector<std::int32_t>{0}),
                          .counts = rig.In(std::vector<std::int32_t>{1}),
                          .capacity = 1};
-  const cpu::AttentionPlan plan = cpu::PlanFar(rows.views, list, 1, 3, 2);
+  const cpu::AttentionPlan plan = cpu::PlanFar(rows.views, list, 1, {.group = 3, .threads = 2});
   ASSERT_EQ(plan.tile_count, 1);
   EXPECT_EQ(plan.tiles[0].spans, (rows.far_end[0] + kSpanTokens - 1) / kSpanTokens);
   EXPECT_GE(plan.unit_count, 8);

@@ -149,6 +149,7 @@ std::vector<int> AttentionWorld::FarPositions(const StepRows& rows, int row) con
 ExpectedPartial AttentionWorld::Expect(const float* q, int sequence, int head,
                                        const std::vector<int>& positions) const {
   const int d = shape_.head_dim;
+  const bool rounds = rig_.rounds_factors() && d % 32 == 0;
   ExpectedPartial expected;
   expected.o.assign(static_cast<std::size_t>(d), 0.0);
   expected.o_bound = expected.o;
@@ -156,32 +157,38 @@ ExpectedPartial AttentionWorld::Expect(const float* q, int sequence, int head,
   std::vector<double> scores;
   double score_error = 0, largest = 0;
   for (int p : positions) {
-    double sum = 0, magnitude = 0;
+    double sum = 0, magnitude = 0, rounding = 0;
     for (int i = 0; i < d; ++i) {
-      const double product =
-          double{q[i]} * Bf16ToF32(F32ToBf16(KeyIn(sequence, p)[head * d + i])) * scale_;
+      const double k = Bf16ToF32(F32ToBf16(KeyIn(sequence, p)[head * d + i])) * scale_;
+      const double product = double{q[i]} * k;
       sum += product;
+      if (rounds) rounding += std::abs((double{Bf16ToF32(F32ToBf16(q[i]))} - q[i]) * k);
       magnitude += std::abs(product);
     }
     scores.push_back(sum);
     expected.m = std::max(expected.m, sum);
-    score_error = std::max(score_error, magnitude * (d + 3) * kF32);
+    score_error = std::max(score_error, magnitude * (d + 3) * kF32 + rounding);
     largest = std::max(largest, std::abs(sum));
   }
-  // exp(score - m): both scores off, the difference rounded, exp itself; then a sum of n terms
-  // and, per page and span, one rescaling by another exp.
+  // exp(score - m): both scores off (with AMX by what rounding q to bf16 moves them, its unit times
+  // |scale q k| at most), the difference rounded (with AMX also
+  // two constants and a product), exp itself; then a sum of n terms and, per page
+  // and span, one rescaling by another exp.
   const auto n = static_cast<double>(positions.size());
   const double rescalings = 2 * (n / kBlockTokens + n / kSpanTokens + 4);
-  expected.l_relative =
-      2 * score_error + 3 * largest * kF32 + kExp + (n + 2) * kF32 + rescalings * (kExp + 2 * kF32);
+  expected.l_relative = std::expm1(2 * score_error + (rounds ? 8 : 3) * largest * kF32) + kExp +
+                        (n + 2) * kF32 + rescalings * (kExp + 2 * kF32);
   expected.m_bound = score_error + largest * kF32;
+  // With AMX the weights of V, not those of l, are rounded to bf16.
+  const double weight_error =
+      expected.l_relative + (rounds ? kBf16 * (1 + expected.l_relative) : 0);
   for (std::size_t i = 0; i < positions.size(); ++i) {
     const double p = std::exp(scores[i] - expected.m);
     expected.l += p;
     for (int j = 0; j < d; ++j) {
       const double v = Bf16ToF32(F32ToBf16(ValueIn(sequence, positions[i])[head * d + j]));
       expected.o[j] += p * v;
-      expected.o_bound[j] += p * std::abs(v) * expected.l_relative;
+      expected.o_bound[j] += p * std::abs(v) * weight_error;
     }
   }
   return expected;

@@ -25,6 +25,10 @@ std::vector<AttentionShape> Shapes() {
       {.group = 3, .sinks = 70, .window = 40, .exact = true, .sequences = {{0, 150}, {290, 20}}},
       {.group = 3, .sinks = 5, .window = 1, .exact = true, .sequences = {{0, 80}, {530, 11}}},
       {.heads = 1, .group = 3, .window = 1024, .sequences = {{700, 50}}},
+      {.heads = 2, .group = 1, .head_dim = 32, .window = 90, .sequences = {{500, 16}, {40, 33}}},
+      {.heads = 1, .group = 5, .head_dim = 96, .sinks = 1, .sequences = {{261, 41}, {0, 3}}},
+      {.heads = 1, .group = 17, .head_dim = 256, .window = 33, .sequences = {{350, 2}, {31, 1}}},
+      {.heads = 1, .group = 100, .head_dim = 64, .sequences = {{300, 2}}},
       {.heads = 0, .group = 3, .sequences = {{10, 3}}},
       {.heads = 2, .group = 0, .sequences = {{10, 3}}},
       {.heads = 2, .group = 3, .sequences = {}},
@@ -158,6 +162,7 @@ TEST_P(AttentionTest, FarLeavesRowsOutsideTheListAlone) {
   }
 }
 
+// On AMX rows of few and of many are rounded differently unless deterministic; never by threads.
 TEST_P(AttentionTest, RowsDoNotDependOnBatchChunkingOrThreads) {
   Rig rig(GetParam());
   AttentionShape shape = {
@@ -183,7 +188,7 @@ TEST_P(AttentionTest, RowsDoNotDependOnBatchChunkingOrThreads) {
       pieces.l.insert(pieces.l.end(), piece.l.begin(), piece.l.end());
     }
   }
-  ExpectSamePartial(pieces, whole, "chunks against whole");
+  if (!rig.rounds_factors()) ExpectSamePartial(pieces, whole, "chunks against whole");
   BackendParam other = GetParam();
   other.threads = 2;
   Rig rig2(other);
@@ -193,15 +198,17 @@ TEST_P(AttentionTest, RowsDoNotDependOnBatchChunkingOrThreads) {
 }
 
 TEST_P(AttentionTest, ScoresFarApartNeitherOverflowNorVanish) {
+  constexpr int kRows = 11;
   Rig rig(GetParam());
   AttentionShape shape = {
-      .heads = 1, .group = 2, .sinks = 1, .window = 64, .sequences = {{400, 3}}};
+      .heads = 1, .group = 2, .sinks = 1, .window = 64, .sequences = {{400, kRows}}};
   AttentionWorld world(rig, shape, 5);
   world.AppendAll();
   const StepRows rows = world.Rows();
   auto q = world.Queries(rows);
-  for (float& value : q) value *= 300.0f;  // scores in the hundreds
-  const Partial partial = NewPartial(rig, 3, 2, 64);
+  // Scores in the hundreds; no roundoff of bf16, which the exponential would blow up.
+  for (float& value : q) value = Bf16ToF32(F32ToBf16(value * 300.0f));
+  const Partial partial = NewPartial(rig, kRows, 2, 64);
   const View queries = rig.In(q);
   rig.kernels().Near({.rows = rows.views,
                       .pages = world.pages(),
@@ -215,18 +222,18 @@ TEST_P(AttentionTest, ScoresFarApartNeitherOverflowNorVanish) {
                          .group = 2,
                          .scale = world.scale(),
                          .q = queries,
-                         .list = EveryRow(rig, 3, 1),
+                         .list = EveryRow(rig, kRows, 1),
                          .partial = partial},
                         rig.stream());
   PartialExpectation expectation;
-  for (int t = 0; t < 3; ++t) {
+  for (int t = 0; t < kRows; ++t) {
     for (int hq = 0; hq < 2; ++hq) {
       std::vector<int> all(static_cast<std::size_t>(rows.position[t]) + 1);
       std::iota(all.begin(), all.end(), 0);
       expectation.Add(world.Expect(q.data() + (t * 2 + hq) * 64, 0, 0, all));
     }
   }
-  expectation.Check(ReadPartial(rig, partial, 3, 2, 64), "large scores");
+  expectation.Check(ReadPartial(rig, partial, kRows, 2, 64), "large scores");
 }
 
 TEST_P(AttentionTest, NormalizeDividesBySumOfExponentials) {

@@ -53,7 +53,7 @@ double ValueAt(DType dtype, const std::byte* row, std::int64_t c) {
 
 // Relative rounding of the factors before they are multiplied (weights decoded in f32: 2 u).
 double FactorRounding(Rig& rig, std::int64_t) {
-  return rig.kernels().isa() == "amx" ? 2 * kBf16 : 2 * kF32;
+  return rig.rounds_factors() ? 2 * kBf16 : 2 * kF32;
 }
 
 class LinearTest : public ::testing::TestWithParam<BackendParam> {};

@@ -25,11 +25,12 @@ std::vector<BackendParam> Backends() {
   std::vector<BackendParam> backends = {{"ref", "", 1, false}};
   for (std::string_view isa : cpu::AvailableIsas()) {
     for (int threads : {1, 3}) backends.push_back({"cpu", std::string(isa), threads, false});
+    if (isa == "amx") backends.push_back({"cpu", std::string(isa), 1, true});
   }
   return backends;
 }
 
-Rig::Rig(const BackendParam& param) {
+Rig::Rig(const BackendParam& param) : deterministic_(param.deterministic) {
   auto kernels = MakeKernels({.backend = param.backend,
                               .isa = param.isa,
                               .threads = param.threads,

@@ -30,7 +30,8 @@ struct BackendParam {
   std::string Name() const;
 };
 
-// ref, and every instruction set of cpu that this machine has, with one and with three threads.
+// ref, and every instruction set of cpu that this machine has, with one and with three threads;
+// amx, which rounds factors to bf16 unless it must not, deterministic too.
 std::vector<BackendParam> Backends();
 
 // A backend under test with helpers that move vectors; owns every buffer it hands out.
@@ -41,6 +42,8 @@ class Rig {
   Kernels& kernels() { return *kernels_; }
   Stream& stream() { return *stream_; }
   bool is_ref() const { return kernels_->name() == "ref"; }
+  // Whether the backend may round factors to bf16 for AMX.
+  bool rounds_factors() const { return kernels_->isa() == "amx" && !deterministic_; }
 
   template <typename T>
   View In(const std::vector<T>& values) {
@@ -60,6 +63,7 @@ class Rig {
   }
 
  private:
+  bool deterministic_;
   std::unique_ptr<Kernels> kernels_;
   std::unique_ptr<Stream> stream_;
   std::vector<std::unique_ptr<Buffer>> buffers_;

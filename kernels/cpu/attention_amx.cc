@@ -1,0 +1,251 @@
+// Attention of a span (256 tokens) on AMX tiles, 32 query vectors at a time.
+//
+// Pages are operands as they lie: K is [D / 2][64 tokens][2], so 16 lines of it, 16 tokens wide,
+// are the B tile of S = Q K^T; V is [32][D][2 tokens], so 16 lines, 16 dims wide, are that of
+// O += P V. Two tiles of queries by two of tokens or dims stand in C: one tile load per product.
+//   S: a span's scores of 32 queries, 32 KB, stay in the first cache level. Unscaled; q is rounded
+//      to bf16, scale is applied in f32.
+//   Softmax: one maximum per query and span, so nothing is ever rescaled inside a span. P is
+//      rounded to bf16 over the scores it came from, just where it is an A tile. l is the sum of P
+//      before rounding: exact up to f32's roundoff whatever m is, and the roundings of P, to
+//      nearest, have no direction that dividing by their sum would have to undo.
+//   O: 32 dims in C over all tokens of the span, stored once.
+// The softmax is the larger part: 12 instructions per 16 scores and both passes read them.
+//
+// Tokens nobody of the tile reads may be NaN: chunks of 32 without a reader are left out; where
+// only some tokens are read, V is copied and the others made zero, because 0 * NaN is not 0. In K
+// each token is a column of its own, whose scores are masked. Every C element is one chain over
+// tokens in order, and masked tokens add zeros, so a row does not depend on its neighbours.
+#include "kernels/cpu/attention_amx.h"
+
+#if defined(__AMX_BF16__)
+
+#include <cstdint>
+
+#include "kernels/cpu/amx.h"
+#include "kernels/cpu/pages.h"
+#include "kernels/cpu/vec.h"
+
+namespace metattn::cpu::METATTN_ISA {
+namespace {
+
+constexpr int kSide = 16;          // rows of a tile
+constexpr int kBlock = 2 * kSide;  // queries at a time
+constexpr int kPages = kSpanTokens / kBlockTokens;
+constexpr float kMinusInfinity = -__builtin_inff();
+constexpr float kLog2E = 1.44269504088896341f;
+static_assert(kSide == kLanes);
+
+METATTN_INLINE std::int64_t RoundedQueries(const AttentionPlan& plan, int group) {
+  return (std::int64_t{plan.max_rows} * group + kSide - 1) / kSide * kSide;
+}
+
+// 2^x, relative error below 3e-7, zero below -150; NaN stays NaN.
+METATTN_INLINE F32v Exp2(F32v x) {
+  x = Max(Set(-200.0f), x);
+  const F32v n = RoundToInt(x), r = Sub(x, n);
+  F32v p = Set(0.0013381457f);
+  p = Fma(p, r, Set(0.00966636837f));
+  p = Fma(p, r, Set(0.0555038042f));
+  p = Fma(p, r, Set(0.240223497f));
+  p = Fma(p, r, Set(0.693147182f));
+  p = Fma(p, r, Set(1.0f));
+  return Scale2(p, n);
+}
+
+}  // namespace
+
+AmxSpans::AmxSpans(const AttentionPlan& plan, const AttentionTask& task, std::byte* scratch)
+    : plan_(plan), task_(task), dim_(task.pages.head_dim) {
+  s_ = reinterpret_cast<float*>(scratch);
+  v_ = reinterpret_cast<std::uint32_t*>(s_ + 2 * kChunks * kChunkFloats);
+  q_ = reinterpret_cast<std::uint16_t*>(v_ + kChunks * kSide * dim_);
+  masks_ = reinterpret_cast<std::uint64_t*>(q_ + RoundedQueries(plan, task.group) * dim_);
+}
+
+std::size_t AmxSpans::Bytes(const AttentionPlan& plan, const AttentionTask& task) {
+  const std::int64_t dim = task.pages.head_dim;
+  return static_cast<std::size_t>((2 * kChunks * kChunkFloats + kChunks * kSide * dim) * 4 +
+                                  RoundedQueries(plan, task.group) * dim * 2 +
+                                  std::int64_t{plan.max_rows} * kPages * 8);
+}
+
+void AmxSpans::RoundQuery(const float* q, int query) {
+  std::uint16_t* to = q_ + std::int64_t{query} * dim_;
+  for (int d = 0; d < dim_; d += 2 * kLanes) {
+    __m512i both = _mm512_setzero_si512();
+    if (q != nullptr) both = (__m512i)_mm512_cvtne2ps_pbh(Load(q + d + kLanes), Load(q + d));
+    _mm512_storeu_si512(to + d, both);
+  }
+}
+
+// A copy of a chunk's V with only `tokens` of it, the others zero.
+const std::uint32_t* AmxSpans::MaskValues(const std::uint32_t* v, std::uint32_t tokens, int index) {
+  std::uint32_t* copy = v_ + std::int64_t{index} * kSide * dim_;
+  for (int pair = 0; pair < kSide; ++pair, tokens >>= 2) {
+    const std::uint32_t halves = (tokens & 1 ? 0xffffu : 0) | (tokens & 2 ? 0xffff0000u : 0);
+    const __m512i keep = _mm512_set1_epi32(static_cast<int>(halves));
+    for (int d = pair * dim_; d < (pair + 1) * dim_; d += kLanes) {
+      _mm512_storeu_si512(copy + d, _mm512_and_si512(_mm512_loadu_si512(v + d), keep));
+    }
+  }
+  return copy;
+}
+
+void AmxSpans::FindChunks(const Tile& tile, int span) {
+  std::uint64_t any[kPages] = {};
+  for (int r = 0; r < tile.rows; ++r) {
+    const RowRange& range = plan_.ranges[tile.first_range + r];
+    for (int page = 0; page < kPages; ++page) {
+      const std::uint64_t bits = TokensRead(range, span * kPages + page);
+      masks_[r * kPages + page] = bits;
+      any[page] |= bits;
+    }
+  }
+  const auto* table = task_.rows.table_begin.As<std::int32_t>() + tile.sequence;
+  const auto* blocks = task_.rows.blocks.As<std::int32_t>() + table[0] + span * kPages;
+  count_ = 0;
+  for (int i = 0; i < kChunks; ++i) {
+    const int page = i / 2, half = i % 2;
+    const auto tokens = static_cast<std::uint32_t>(any[page] >> (half * kChunk));
+    if (tokens == 0) continue;
+    const std::uint32_t* k = PageAt(task_.pages, blocks[page], tile.head);
+    const std::uint32_t* v = k + KeyWords(dim_) + half * kSide * dim_;
+    if (tokens != ~std::uint32_t{0}) v = MaskValues(v, tokens, i);
+    chunks_[count_++] = {k + half * kChunk, v, i};
+  }
+}
+
+// Scores of one or two tiles of queries with all chunks.
+template <int kRowTiles>
+void AmxSpans::Scores(const std::uint16_t* q) {
+  const std::int64_t q_stride = dim_ * 2, k_stride = kBlockTokens * 4;
+  float* s = s_;
+  for (int c = 0; c < count_; ++c, s += kChunkFloats) {
+    _tile_zero(0);
+    _tile_zero(1);
+    if constexpr (kRowTiles == 2) {
+      _tile_zero(2);
+      _tile_zero(3);
+    }
+    const std::uint32_t* k = chunks_[c].k;
+    for (int d = 0; d < dim_; d += kBlock, k += kSide * kBlockTokens) {
+      _tile_loadd(4, q + d, q_stride);
+      _tile_loadd(6, k, k_stride);
+      _tile_loadd(7, k + kSide, k_stride);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      if constexpr (kRowTiles == 2) {
+        _tile_loadd(5, q + kSide * dim_ + d, q_stride);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+      }
+    }
+    _tile_stored(0, s, 64);
+    _tile_stored(1, s + kSide * kSide, 64);
+    if constexpr (kRowTiles == 2) {
+      float* second = s + kChunks * kChunkFloats;
+      _tile_stored(2, second, 64);
+      _tile_stored(3, second + kSide * kSide, 64);
+    }
+  }
+}
+
+// Turns the scores of one query into bf16 probabilities, m and the lanes of l.
+void AmxSpans::Softmax(int query, const SpanSums& out) {
+  float* const s = s_ + query / kSide % 2 * kChunks * kChunkFloats + query % kSide * kSide;
+  const auto* bits = reinterpret_cast<const std::uint32_t*>(masks_ + query / task_.group * kPages);
+  constexpr std::uint32_t kAll = ~std::uint32_t{0};
+  F32v largest[2] = {Set(kMinusInfinity), Set(kMinusInfinity)};
+  for (int c = 0; c < count_; ++c) {
+    const float* at = s + c * kChunkFloats;
+    const std::uint32_t read = bits[chunks_[c].index];
+    F32v low = Load(at), high = Load(at + kSide * kSide);
+    if (read != kAll) {
+      low = Keep(low, read, Set(kMinusInfinity));
+      high = Keep(high, read >> kSide, Set(kMinusInfinity));
+    }
+    largest[0] = Max(largest[0], low);
+    largest[1] = Max(largest[1], high);
+  }
+  const float m = ReduceMax(Max(largest[0], largest[1]));
+  out.m[query] = m * task_.scale;
+  const F32v factor = Set(task_.scale * kLog2E);
+  const F32v shift = Set(m == kMinusInfinity ? 0.0f : m);  // the largest gives exactly 1
+  F32v sum[2] = {Zero(), Zero()};
+  for (int c = 0; c < count_; ++c) {
+    float* at = s + c * kChunkFloats;
+    const std::uint32_t read = bits[chunks_[c].index];
+    F32v low = Exp2(Mul(Sub(Load(at), shift), factor));
+    F32v high = Exp2(Mul(Sub(Load(at + kSide * kSide), shift), factor));
+    if (read != kAll) {
+      low = Keep(low, read, Zero());
+      high = Keep(high, read >> kSide, Zero());
+    }
+    sum[0] = Add(sum[0], low);
+    sum[1] = Add(sum[1], high);
+    _mm512_storeu_si512(at, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+  }
+  Store(out.l + query * kLanes, Add(sum[0], sum[1]));
+}
+
+// O of one or two tiles of queries.
+template <int kRowTiles>
+void AmxSpans::Values(float* o) {
+  const std::int64_t o_stride = dim_ * 4, v_stride = dim_ * 4;
+  for (int d = 0; d < dim_; d += kBlock) {
+    _tile_zero(0);
+    _tile_zero(1);
+    if constexpr (kRowTiles == 2) {
+      _tile_zero(2);
+      _tile_zero(3);
+    }
+    const float* p = s_;
+    for (int c = 0; c < count_; ++c, p += kChunkFloats) {
+      const std::uint32_t* v = chunks_[c].v + d;
+      _tile_loadd(4, p, 64);
+      _tile_loadd(6, v, v_stride);
+      _tile_loadd(7, v + kSide, v_stride);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      if constexpr (kRowTiles == 2) {
+        _tile_loadd(5, p + kChunks * kChunkFloats, 64);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+      }
+    }
+    _tile_stored(0, o + d, o_stride);
+    _tile_stored(1, o + d + kSide, o_stride);
+    if constexpr (kRowTiles == 2) {
+      float* second = o + std::int64_t{kSide} * dim_ + d;
+      _tile_stored(2, second, o_stride);
+      _tile_stored(3, second + kSide, o_stride);
+    }
+  }
+}
+
+template <int kRowTiles>
+void AmxSpans::Block(int first, const SpanSums& out) {
+  StoresBeforeTileLoads();
+  Scores<kRowTiles>(q_ + std::int64_t{first} * dim_);
+  for (int query = first; query < Smaller(first + kRowTiles * kSide, queries_); ++query) {
+    Softmax(query, out);
+  }
+  StoresBeforeTileLoads();
+  Values<kRowTiles>(out.o + std::int64_t{first} * dim_);
+}
+
+void AmxSpans::Run(const Tile& tile, int span, const SpanSums& out) {
+  FindChunks(tile, span);
+  for (int first = 0; first < queries_; first += kBlock) {
+    if (queries_ - first > kSide) {
+      Block<2>(first, out);
+    } else {
+      Block<1>(first, out);
+    }
+  }
+}
+
+}  // namespace metattn::cpu::METATTN_ISA
+
+#endif  // __AMX_BF16__
