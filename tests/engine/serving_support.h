@@ -20,8 +20,8 @@ inline constexpr std::int32_t kAnswerTokens = 40;   // across the border of the 
 
 // The file; written once per process and removed at its end.
 const std::string& ServingModel();
-// Under ThreadSanitizer everything is ten times slower, and instruction sets add nothing to it.
-#ifdef __SANITIZE_THREAD__
+// Under sanitizers everything is ten times slower, and instruction sets add nothing to it.
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
 inline constexpr bool kBestIsaOnly = true;
 #else
 inline constexpr bool kBestIsaOnly = false;
