@@ -85,7 +85,8 @@ void AddModelFlags(CLI::App& app, ModelOptions* options) {
 
 void AddRouteFlag(CLI::App& app, Mechanism* route) {
   AddFlag(app, "--route", *route, "attention of every token: full or local")
-      ->transform(CLI::CheckedTransformer(kRoutes, CLI::ignore_case))
+      ->type_name("MECHANISM")
+      ->transform(CLI::CheckedTransformer(kRoutes, CLI::ignore_case).description("{full,local}"))
       ->default_str(*route == Mechanism::kLocal ? "local" : "full");
 }
 
