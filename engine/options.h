@@ -1,12 +1,10 @@
 // Everything an operator can set, with defaults; the flags of `metattn` fill it. Plain data.
-// Validate names the flag.
 #pragma once
 
 #include <cstdint>
 #include <string>
 #include <vector>
 
-#include "absl/status/status.h"
 #include "kernels/types.h"
 
 namespace metattn {
