@@ -13,6 +13,9 @@ namespace {
 // rounding noise in the weights (0.1 + 0.2 against 0.3) never moves a slice.
 constexpr double kNoise = 1e-9;
 
+// What every token attends to, whatever its route and context: a typical near window.
+constexpr double kNearTokens = 256;
+
 struct Portions {
   std::int64_t units = 0;    // to hand out
   std::int64_t minimum = 0;  // units every rank gets at least; minimum * ranks <= units
@@ -63,6 +66,15 @@ std::vector<std::int64_t> Apportion(const Portions& p, std::span<const double> w
   std::int64_t rest = p.units - std::accumulate(units.begin(), units.end(), std::int64_t{0});
   for (std::size_t i = 0; rest > 0; i = (i + 1) % ranks, --rest) ++units[order[i]];
   return units;
+}
+
+// The multiplications a KV head costs per token, in those of one MLP column (gate, up and down: 3 D).
+// A head has rows of Q, K and V, columns of O, and scores and values of its near window for each
+// query head.
+double ColumnsPerHead(const SliceShape& s) {
+  const double projections = (2.0 * s.group + 2.0) * s.head_dim * static_cast<double>(s.hidden);
+  const double near_window = 2.0 * kNearTokens * s.group * s.head_dim;
+  return (projections + near_window) / (3.0 * static_cast<double>(s.hidden));
 }
 
 absl::Status CheckShape(const SliceShape& s) {
@@ -140,9 +152,7 @@ absl::StatusOr<std::vector<Slice>> PlanSlices(const SliceShape& shape,
   const std::vector<double> no_load(weights.size(), 0.0);
   const std::vector<std::int64_t> heads = Apportion({shape.kv_heads, 0, no_load}, weights);
 
-  // Per token a head reads its rows of Q, K, V and its columns of O, an MLP column reads three
-  // vectors of the hidden size (gate, up, down): all in units of D, which cancels.
-  const double columns_per_head = (2.0 * shape.group + 2.0) * shape.head_dim / 3.0;
+  const double columns_per_head = ColumnsPerHead(shape);
   Portions mlp{shape.ffn / shape.column_unit, 1, {}};
   for (const std::int64_t h : heads) {
     mlp.load.push_back(static_cast<double>(h) * columns_per_head /

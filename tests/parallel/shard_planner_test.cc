@@ -39,7 +39,7 @@ std::string Refusal(const SliceShape& shape, const std::vector<double>& weights)
 
 TEST(ShardPlanner, TheWorkedExampleOfTheHeader) {
   EXPECT_THAT(Plan(RealModel(), {1, 1}),
-              ElementsAre(Slice{0, 2, 0, 672, 0, 24576}, Slice{2, 3, 672, 1536, 24576, 49152}));
+              ElementsAre(Slice{0, 2, 0, 640, 0, 24576}, Slice{2, 3, 640, 1536, 24576, 49152}));
 }
 
 TEST(ShardPlanner, OneRankGetsEverything) {
@@ -49,13 +49,13 @@ TEST(ShardPlanner, OneRankGetsEverything) {
 TEST(ShardPlanner, ThreeHeadsOnFourRanksLeaveTheLastWithColumnsAndVocabularyOnly) {
   EXPECT_THAT(
       Plan(RealModel(), {1, 1, 1, 1}),
-      ElementsAre(Slice{0, 1, 0, 352, 0, 12288}, Slice{1, 2, 352, 704, 12288, 24576},
-                  Slice{2, 3, 704, 1024, 24576, 36864}, Slice{3, 3, 1024, 1536, 36864, 49152}));
+      ElementsAre(Slice{0, 1, 0, 320, 0, 12288}, Slice{1, 2, 320, 640, 12288, 24576},
+                  Slice{2, 3, 640, 960, 24576, 36864}, Slice{3, 3, 960, 1536, 36864, 49152}));
 }
 
-// 6144 D of weights per token: 4096 D for rank 0, of which its two heads are 1024 D; the rest is
-// 1024 columns. Rank 1: 512 D of head and 512 columns.
-TEST(ShardPlanner, WeightsTwoToOneGiveTwiceTheBytes) {
+// A head is worth 512 / 3 columns of projections and 512 / 9 of near window. Rank 0 carries two of
+// them and 1024 columns, rank 1 one and 512: two to one.
+TEST(ShardPlanner, WeightsTwoToOneGiveTwiceTheWork) {
   EXPECT_THAT(Plan(RealModel(), {2, 1}),
               ElementsAre(Slice{0, 2, 0, 1024, 0, 32768}, Slice{2, 3, 1024, 1536, 32768, 49152}));
 }
@@ -129,8 +129,10 @@ Case RandomCase(std::mt19937& random) {
 
 // Work per token in units of one MLP column, vocabulary apart.
 double Work(const SliceShape& shape, const Slice& s) {
-  return s.heads() * (2.0 * shape.group + 2) * shape.head_dim / 3 +
-         static_cast<double>(s.ffn_end - s.ffn_begin);
+  const double near_window = 2.0 * 256 * shape.group * shape.head_dim;
+  const double head = (2.0 * shape.group + 2) * shape.head_dim / 3 +
+                      near_window / (3.0 * static_cast<double>(shape.hidden));
+  return s.heads() * head + static_cast<double>(s.ffn_end - s.ffn_begin);
 }
 
 void ExpectExactOrderedCover(const Case& c, const std::vector<Slice>& slices) {
