@@ -68,9 +68,9 @@ std::vector<std::int64_t> Apportion(const Portions& p, std::span<const double> w
   return units;
 }
 
-// The multiplications a KV head costs per token, in those of one MLP column (gate, up and down: 3 D).
-// A head has rows of Q, K and V, columns of O, and scores and values of its near window for each
-// query head.
+// The multiplications a KV head costs per token, in those of one MLP column (gate, up and down: 3
+// D). A head has rows of Q, K and V, columns of O, and scores and values of its near window for
+// each query head.
 double ColumnsPerHead(const SliceShape& s) {
   const double projections = (2.0 * s.group + 2.0) * s.head_dim * static_cast<double>(s.hidden);
   const double near_window = 2.0 * kNearTokens * s.group * s.head_dim;
