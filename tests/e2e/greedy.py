@@ -1,6 +1,8 @@
 """Compares greedy outputs of runs whose arithmetic may differ by rounding (rank counts, batches)."""
 
-NEAR_TIE = 0.02  # nats between the two best tokens, below which rounding may choose either
+# Nats between the two best tokens, below which rounding may choose either. On a CPU with AMX, steps of five and more rows round
+# activations to bf16: that moved logits of the random tiny model by up to 0.1 (bound of transformer_test: 0.85).
+NEAR_TIE = 0.2
 
 
 def greedy(client, prompt, tokens, **sampling):
