@@ -107,6 +107,7 @@ void ActiveRequest::Finish(GenerationEvent& event, FinishReason reason, Clock::t
   timings_.total = SecondsSinceSubmission(now);
   if (!scheduled_) timings_.queue = timings_.total;
   event.usage = usage_;
+  event.routing = routing_;
   event.timings = timings_;
   if (observer_ != nullptr) observer_->OnFinish(event);
   args_.sink(event);

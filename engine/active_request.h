@@ -40,9 +40,13 @@ class ActiveRequest {
   const GenerationRequest& request() const { return args_.request; }
   std::int32_t max_tokens() const { return args_.max_tokens; }
   std::optional<Clock::time_point> deadline() const { return deadline_; }
+  Clock::time_point submitted() const { return args_.submitted; }
+  bool scheduled() const { return scheduled_; }
+  std::optional<Clock::time_point> last_token() const { return last_token_; }
 
   void OnScheduled(Clock::time_point now, std::int32_t cached_tokens);  // for the first time
   void OnPreempted() { ++usage_.preemptions; }
+  void OnRouted(const RoutingCounts& counts) { routing_.Add(counts); }
 
   // Chooses the next token from a row of logits, which is changed in place. Notes nothing yet.
   GeneratedToken Choose(std::span<float> logits) const;
@@ -64,6 +68,7 @@ class ActiveRequest {
   std::optional<Clock::time_point> deadline_;
   std::optional<Clock::time_point> last_token_;
   Usage usage_;
+  RoutingCounts routing_;
   Timings timings_;
   bool scheduled_ = false;
 };

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -23,22 +24,30 @@ struct BenchOptions {
   std::int32_t sequences = 1;        // S
   std::int32_t repeats = 3;          // R, after one warm-up of each kind
   std::int32_t rows_per_step = 512;  // prefill chunk
-  Mechanism route = Mechanism::kFull;
+  RoutePolicy policy;
+  std::optional<RoutePolicy> baseline;  // timed too, in turn with `policy`, on its own K/V
   std::function<void(const std::string&)> progress;  // may be empty
 };
 
-struct BenchReport {
+struct BenchTimings {
   double prefill_tokens_per_s = 0;
-  double decode_tokens_per_s = 0;  // sum over sequences
+  double prefill_attention_ms = 0;  // mean per repeat, the slowest rank; the controller apart
+  double decode_tokens_per_s = 0;   // sum over sequences
   double decode_step_p50_ms = 0, decode_step_p99_ms = 0;
-  double decode_attention_ms = 0;  // mean per step, the slowest rank
-  double decode_wait_ms = 0;       // mean per step in collectives' waiting, mean over ranks
+  double decode_attention_ms = 0;          // mean per step, the slowest rank; the controller apart
+  double decode_controller_ms = 0;         // likewise: projections and decisions
+  double decode_wait_ms = 0;               // mean per step in collectives' waiting, mean over ranks
+  std::int64_t attention_bytes_read = 0;   // of the timed decode, sum over ranks
+  std::int64_t attention_bytes_dense = 0;  // the same rows, were all of them full
+};
+
+struct BenchReport {
   int ranks = 1;
   int threads_per_rank = 1;
   std::string isa;
-  std::int64_t weight_bytes = 0;           // read per decode step, sum over ranks
-  std::int64_t attention_bytes_read = 0;   // of the timed decode, sum over ranks
-  std::int64_t attention_bytes_dense = 0;  // the same rows, were all of them full
+  std::int64_t weight_bytes = 0;  // read per decode step, sum over ranks
+  BenchTimings timings;
+  std::optional<BenchTimings> baseline;  // with options.baseline
 };
 
 WorkerLimits LimitsForBench(const BenchOptions& options);

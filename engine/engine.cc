@@ -22,6 +22,8 @@ namespace {
 
 using Clock = ActiveRequest::Clock;
 
+// How often an engine without requests looks whether elastic mode may go a level down.
+constexpr std::chrono::milliseconds kElasticTick{250};
 // How long Drain waits for a cancellation to take effect: it does between steps.
 constexpr std::chrono::seconds kCancelGrace{5};
 
@@ -37,6 +39,11 @@ struct Limits {
   std::int64_t capacity = 0;  // positions that fit into the K/V blocks
   std::size_t max_live = 0;   // requests that wait or run
   SchedulerOptions scheduler;
+  RoutingPolicy routing;  // at the start
+  RoutingAbilities abilities;
+  std::vector<float> cost_weight_levels;
+  ElasticOptions elastic;
+  double shadow_rate = 0;
 };
 
 absl::StatusOr<Limits> MakeLimits(const EngineOptions& options, const ModelOptions& model_options,
@@ -72,11 +79,14 @@ absl::StatusOr<Limits> MakeLimits(const EngineOptions& options, const ModelOptio
   limits.scheduler.max_batch_tokens = options.max_num_batched_tokens;
   limits.scheduler.max_context = limits.max_context;
   limits.scheduler.prefix_reuse = options.prefix_reuse;
+  limits.shadow_rate = options.shadow_rate;
+  limits.scheduler.linear_states = worker.controller() != nullptr;
   // The salt makes block hashes unpredictable to clients (engine/model/page_pool.cc). Nothing
   // outlives the process, so nothing needs to find them again.
   limits.scheduler.hash_identity = absl::StrFormat(
-      "model=%s;name=%s;window=%d;sinks=%d;salt=%016x%016x", model_options.model, config.name,
-      model_options.window, model_options.sinks, RandomWord(), RandomWord());
+      "model=%s;name=%s;controller=%s;window=%d;sinks=%d;salt=%016x%016x", model_options.model,
+      config.name, worker.controller() == nullptr ? "none" : worker.controller()->digest(),
+      worker.window(), worker.sinks(), RandomWord(), RandomWord());
   return limits;
 }
 
@@ -95,10 +105,6 @@ absl::Status CheckRequest(const GenerationRequest& request, const Limits& limits
     return absl::InvalidArgumentError(
         absl::StrFormat("prompt[%d] is token id %d, the vocabulary has ids 0 to %d", i,
                         request.prompt[i], limits.vocab - 1));
-  }
-  if (request.route != Mechanism::kFull && request.route != Mechanism::kLocal) {
-    return absl::InvalidArgumentError(
-        "route must be full or local; linear needs a controller, which this model has not");
   }
   if (request.deadline_s && std::isnan(*request.deadline_s)) {
     return absl::InvalidArgumentError("deadline_s is NaN, must be a number of seconds");
@@ -123,6 +129,20 @@ std::int32_t MaxTokens(const GenerationRequest& request, const Limits& limits) {
   return static_cast<std::int32_t>(asked > 0 ? std::min(asked, room) : room);
 }
 
+absl::StatusOr<RoutingPolicy> FirstRouting(const EngineOptions& options,
+                                           const ControllerFile* controller, bool deterministic) {
+  RoutingChange flags = options.routing;
+  flags.route = options.route.route;
+  flags.cost_weight = options.route.cost_weight;
+  flags.eta = options.route.eta;
+  return InitialRouting(flags, controller, deterministic);
+}
+
+EngineLoop::Args LoopArgs(const Limits& limits) {
+  return {limits.scheduler,          limits.vocab,   limits.routing,
+          limits.cost_weight_levels, limits.elastic, limits.shadow_rate};
+}
+
 class EngineImpl final : public Engine {
  public:
   EngineImpl(Limits limits, Worker& worker, const Tokenizer& tokenizer, EngineObserver* observer)
@@ -130,7 +150,8 @@ class EngineImpl final : public Engine {
         worker_(worker),
         tokenizer_(tokenizer),
         observer_(observer),
-        loop_(limits_.scheduler, limits_.vocab, worker, observer) {
+        loop_(LoopArgs(limits_), worker, observer),
+        routing_(limits_.routing) {
     PublishCounts();
     thread_ = std::thread([this] { Run(); });
   }
@@ -147,6 +168,8 @@ class EngineImpl final : public Engine {
   absl::StatusOr<std::uint64_t> Submit(GenerationRequest request, EventSink sink) override;
   void Cancel(std::uint64_t id) override;
   EngineSnapshot Snapshot() const override;
+  absl::StatusOr<RoutingPolicy> SetRouting(const RoutingChange& change) override;
+  RoutingState Routing() const override;
   bool Drain(double seconds) override;
   int max_context() const override { return limits_.max_context; }
 
@@ -171,6 +194,9 @@ class EngineImpl final : public Engine {
   std::size_t live_in_loop_ = 0;
   EngineSnapshot counts_;  // as of the last turn
   std::optional<Clock::time_point> step_started_;
+  RoutingPolicy routing_;
+  bool routing_changed_ = false;  // the loop has another one
+  RoutingHistory history_;        // as of the last turn
   absl::Status failure_;
   bool draining_ = false;
   bool cancel_all_ = false;
@@ -200,12 +226,15 @@ absl::StatusOr<std::uint64_t> EngineImpl::Submit(GenerationRequest request, Even
   args.max_tokens = MaxTokens(request, limits_);
   args.vocab = limits_.vocab;
   args.seed = request.sampling.seed ? *request.sampling.seed : RandomWord();
-  args.request = std::move(request);
   args.sink = std::move(sink);
   std::uint64_t id = 0;
   {
     std::lock_guard lock(mutex_);
     if (absl::Status status = Refusal(); !status.ok()) return status;
+    auto wish = CheckWish(request.wish, routing_, limits_.abilities.controller);
+    if (!wish.ok()) return wish.status();
+    request.wish = *wish;
+    args.request = std::move(request);
     id = args.id = next_id_++;
     inbox_.push_back(std::make_unique<ActiveRequest>(std::move(args), tokenizer_, observer_));
   }
@@ -234,6 +263,28 @@ EngineSnapshot EngineImpl::Snapshot() const {
   return snapshot;
 }
 
+absl::StatusOr<RoutingPolicy> EngineImpl::SetRouting(const RoutingChange& change) {
+  std::unique_lock lock(mutex_);
+  auto next = ChangeRouting(routing_, change, limits_.abilities);
+  if (!next.ok()) return next;
+  routing_ = *next;
+  routing_changed_ = true;
+  lock.unlock();
+  wake_.notify_one();
+  return next;
+}
+
+RoutingState EngineImpl::Routing() const {
+  RoutingState state;
+  state.cost_weight_levels = limits_.cost_weight_levels;
+  std::lock_guard lock(mutex_);
+  state.policy = routing_;
+  state.cost_weight = counts_.cost_weight;
+  state.layers = history_.layers();
+  state.recent = history_.Recent(loop_.SecondsAt(Clock::now()));
+  return state;
+}
+
 bool EngineImpl::Drain(double seconds) {
   std::unique_lock lock(mutex_);
   draining_ = true;
@@ -255,7 +306,10 @@ void EngineImpl::PublishCounts() {
   counts_.running = any ? scheduler.running() : 0;
   counts_.blocks_used = any ? scheduler.blocks_used() : 0;
   counts_.blocks_capacity = scheduler.blocks_capacity();
+  if (counts_.steps != loop_.steps()) history_ = loop_.history();
   counts_.steps = loop_.steps();
+  counts_.cost_weight = loop_.routing().cost_weight();
+  counts_.force_full = loop_.routing().policy().force_full;
 }
 
 void EngineImpl::Run() {
@@ -276,16 +330,24 @@ bool EngineImpl::Turn() {
   std::vector<std::uint64_t> cancelled;
   bool stop = false, cancel_all = false;
   absl::Status failure;
+  std::optional<RoutingPolicy> routing;
   {
     std::unique_lock lock(mutex_);
     step_started_.reset();
     PublishCounts();
     if (live_in_loop_ == 0 && inbox_.empty()) idle_.notify_all();
-    wake_.wait(lock, [this] {
-      return stop_ || cancel_all_ || live_in_loop_ > 0 || !inbox_.empty() || !cancels_.empty();
-    });
+    const auto something = [this] {
+      return stop_ || cancel_all_ || live_in_loop_ > 0 || !inbox_.empty() || !cancels_.empty() ||
+             routing_changed_;
+    };
+    if (loop_.routing().raised()) {
+      wake_.wait_for(lock, kElasticTick, something);
+    } else {
+      wake_.wait(lock, something);
+    }
     accepted.swap(inbox_);
     cancelled.swap(cancels_);
+    if (std::exchange(routing_changed_, false)) routing = routing_;
     live_in_loop_ += accepted.size();
     counts_.queued += static_cast<int>(accepted.size());
     stop = stop_;
@@ -293,6 +355,7 @@ bool EngineImpl::Turn() {
     failure = failure_;
     step_started_ = Clock::now();
   }
+  if (routing) loop_.SetRouting(*routing);
   for (auto& request : accepted) loop_.Accept(std::move(request));
   if (failure.ok()) {
     for (const std::uint64_t id : cancelled) loop_.Cancel(id);
@@ -322,6 +385,14 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineOptions& opti
                                                        EngineObserver* observer) {
   absl::StatusOr<Limits> limits = MakeLimits(options, model_options, config, worker);
   if (!limits.ok()) return limits.status();
+  const ControllerFile* controller = worker.controller();
+  limits->abilities = {controller != nullptr, model_options.deterministic};
+  if (controller != nullptr) limits->cost_weight_levels = controller->spec().cost_weight_levels;
+  auto routing = FirstRouting(options, controller, model_options.deterministic);
+  if (!routing.ok()) return routing.status();
+  limits->routing = *std::move(routing);
+  limits->elastic.raise_after_s = options.elastic_raise_after_s;
+  limits->elastic.lower_after_s = options.elastic_lower_after_s;
   return std::make_unique<EngineImpl>(*std::move(limits), worker, tokenizer, observer);
 }
 

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -18,9 +19,18 @@
 #include "engine/model/tokenizer.h"
 #include "engine/options.h"
 #include "engine/request.h"
+#include "engine/routing_policy.h"
 #include "engine/worker.h"
 
 namespace metattn {
+
+struct RoutingState {
+  RoutingPolicy policy;
+  float cost_weight = 0;  // lambda now of a routed request that asks for none
+  std::vector<float> cost_weight_levels;
+  std::vector<RoutingCounts> layers;  // since the start
+  RoutingCounts recent;               // of about the last minute
+};
 
 using EventSink = std::function<void(const GenerationEvent&)>;
 
@@ -38,6 +48,10 @@ class Engine {
   // Ends a request between steps with kCancelled; unknown and finished ids are ignored.
   virtual void Cancel(std::uint64_t id) = 0;
   virtual EngineSnapshot Snapshot() const = 0;
+  // All or nothing, for everything at once from the next step on; the policy that results.
+  // INVALID_ARGUMENT names the field.
+  virtual absl::StatusOr<RoutingPolicy> SetRouting(const RoutingChange& change) = 0;
+  virtual RoutingState Routing() const = 0;
   // Refuses new requests and waits up to `seconds` for those that run; what is left then is
   // cancelled. True: nothing was left.
   virtual bool Drain(double seconds) = 0;

@@ -1,15 +1,25 @@
 #include "engine/engine_loop.h"
 
+#include <algorithm>
 #include <cstddef>
 #include <vector>
 
 #include "absl/strings/str_format.h"
+#include "engine/shadow_rows.h"
 
 namespace metattn {
 
-EngineLoop::EngineLoop(const SchedulerOptions& options, std::int64_t vocab, Worker& worker,
-                       EngineObserver* observer)
-    : scheduler_(options), vocab_(vocab), worker_(worker), observer_(observer) {}
+EngineLoop::EngineLoop(const Args& args, Worker& worker, EngineObserver* observer)
+    : scheduler_(args.scheduler),
+      vocab_(args.vocab),
+      shadow_rate_(args.shadow_rate),
+      worker_(worker),
+      observer_(observer),
+      control_(args.routing, args.cost_weight_levels, args.elastic) {}
+
+double EngineLoop::SecondsAt(Clock::time_point now) const {
+  return std::chrono::duration<double>(now - epoch_).count();
+}
 
 void EngineLoop::Accept(std::unique_ptr<ActiveRequest> request) {
   SequenceSpec spec;
@@ -17,7 +27,7 @@ void EngineLoop::Accept(std::unique_ptr<ActiveRequest> request) {
   spec.prompt = request->request().prompt;
   spec.max_tokens = request->max_tokens();
   spec.priority = request->request().priority;
-  spec.route = request->request().route;
+  spec.policy = control_.Effective(request->request().wish);
   absl::Status status = scheduler_.Add(std::move(spec));
   if (!status.ok()) {  // Submit has checked all of it; should it disagree, the client hears why
     request->End(FinishReason::kError, std::move(status), Clock::now());
@@ -65,6 +75,22 @@ void EngineLoop::EndAll(FinishReason reason, const absl::Status& status) {
   }
 }
 
+// At the border between two steps: what the next tokens of everybody are computed under.
+void EngineLoop::ApplyRouting(Clock::time_point now) {
+  // In order of submission: those that run come first, so the search is short.
+  const auto oldest = std::find_if(requests_.begin(), requests_.end(),
+                                   [](const auto& entry) { return !entry.second->scheduled(); });
+  const double now_s = SecondsAt(now);
+  control_.Observe(now_s,
+                   oldest == requests_.end() ? 0 : now_s - SecondsAt(oldest->second->submitted()));
+  const bool changed = control_.TakeChanged(), forced = control_.policy().force_full;
+  if (!changed && !forced) return;
+  for (const auto& [id, request] : requests_) {
+    if (changed) scheduler_.SetPolicy(id, control_.Effective(request->request().wish));
+    if (forced) scheduler_.ForgetPolicies(id);  // preempted work too is computed again in full
+  }
+}
+
 void EngineLoop::NoteSchedule(const ScheduledStep& step) {
   const auto now = Clock::now();
   for (const std::uint64_t id : step.first_scheduled) {
@@ -77,9 +103,13 @@ void EngineLoop::NoteSchedule(const ScheduledStep& step) {
 }
 
 absl::Status EngineLoop::Step() {
+  const auto now = Clock::now();
+  if (requests_.empty()) control_.ObserveTokens(SecondsAt(now), 0);
+  ApplyRouting(now);
   auto step = scheduler_.Next();
   if (!step) return absl::OkStatus();
   NoteSchedule(*step);
+  if (shadow_rate_ > 0) PickShadowRows(shadow_rate_, kMaxShadowRows, step->plan);
   failed_ = true;  // until it has gone well
   absl::StatusOr<StepOutput> output = worker_.Step(step->plan);
   if (!output.ok()) return output.status();
@@ -92,7 +122,11 @@ absl::Status EngineLoop::Step() {
   failed_ = false;
   ++steps_;
   if (observer_ != nullptr) {
-    observer_->OnStep(output->per_rank, static_cast<int>(step->plan.tokens.size()));
+    observer_->OnStep(*output, static_cast<int>(step->plan.tokens.size()));
+  }
+  history_.Add(SecondsAt(Clock::now()), output->routing);
+  for (std::size_t i = 0; i < step->plan.sequences.size(); ++i) {
+    requests_.at(step->plan.sequences[i].id)->OnRouted(output->routing.sequences[i]);
   }
   Deliver(*step, output->logits);
   return absl::OkStatus();
@@ -110,10 +144,17 @@ void EngineLoop::Deliver(const ScheduledStep& step, std::span<float> logits) {
   }
   scheduler_.Complete(ids);
   const auto now = Clock::now();
+  double waited_s = 0;  // between tokens, summed
+  int followers = 0;    // tokens that are not a request's first
   for (std::size_t i = 0; i < step.samples.size(); ++i) {
     const std::uint64_t id = step.samples[i];
+    if (const auto last = requests_.at(id)->last_token()) {
+      waited_s += std::chrono::duration<double>(now - *last).count();
+      ++followers;
+    }
     if (requests_.at(id)->Take(std::move(chosen[i]), now)) Forget(id);
   }
+  control_.ObserveTokens(SecondsAt(now), followers > 0 ? waited_s / followers : 0);
 }
 
 }  // namespace metattn

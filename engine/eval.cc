@@ -12,15 +12,7 @@ namespace {
 
 struct Sums {
   double nll = 0;
-  std::int64_t read = 0, dense = 0, eligible = 0, full = 0, local = 0;
-
-  void Add(const StepResult& r) {
-    read += r.attention_bytes_read;
-    dense += r.attention_bytes_dense;
-    eligible += r.eligible_rows;
-    full += r.full_rows;
-    local += r.local_rows;
-  }
+  RoutingCounts routing;
 };
 
 absl::Status RunWindow(Worker& worker, std::span<const std::int32_t> window,
@@ -32,16 +24,16 @@ absl::Status RunWindow(Worker& worker, std::span<const std::int32_t> window,
     const std::int32_t rows = std::min(options.rows_per_step, length - begin);
     StepPlan plan;
     plan.step = id * 100000 + begin;
-    plan.sequences.push_back({id, begin, rows, blocks});
+    plan.sequences.push_back({id, begin, rows, blocks, 0, begin - 1});
     plan.tokens.assign(window.begin() + begin, window.begin() + begin + rows);
-    plan.route.assign(rows, static_cast<std::uint8_t>(options.route));
+    plan.policy.assign(static_cast<std::size_t>(rows), options.policy);
     const std::int32_t predicted =
         std::min(rows, length - 1 - begin);  // the last token predicts nothing
     plan.logit_rows.resize(predicted);
     std::iota(plan.logit_rows.begin(), plan.logit_rows.end(), 0);
     absl::StatusOr<StepOutput> output = worker.Step(plan);
     if (!output.ok()) return output.status();
-    for (const StepResult& r : output->per_rank) sums.Add(r);
+    sums.routing.Add(output->routing.Total());
     if (predicted == 0) continue;
     const std::size_t vocab = output->logits.size() / predicted;
     for (std::int32_t i = 0; i < predicted; ++i) {
@@ -94,13 +86,22 @@ absl::StatusOr<EvalReport> Evaluate(Worker& worker, std::span<const std::int32_t
   report.tokens = windows * options.context;
   report.predictions = windows * (options.context - 1);
   report.nll = sums.nll / static_cast<double>(report.predictions);
-  if (sums.eligible > 0) {
-    const auto eligible = static_cast<double>(sums.eligible);
-    report.share = MechanismShare{sums.full / eligible, 0.0, sums.local / eligible};
+  const RoutingCounts& routing = sums.routing;
+  if (routing.eligible() > 0) {
+    report.share.emplace();
+    for (std::size_t k = 0; k < routing.rows.size(); ++k) {
+      (*report.share)[k] =
+          static_cast<double>(routing.rows[k]) / static_cast<double>(routing.eligible());
+    }
   }
-  if (sums.dense > 0) {
-    report.attention_bytes_ratio = static_cast<double>(sums.read) / static_cast<double>(sums.dense);
-    report.attention_flops_ratio = report.attention_bytes_ratio;
+  if (routing.routed_rows > 0) {
+    report.uncertainty = routing.uncertainty / static_cast<double>(routing.routed_rows);
+  }
+  if (routing.bytes_dense > 0) {
+    report.attention_bytes_ratio =
+        static_cast<double>(routing.bytes_read) / static_cast<double>(routing.bytes_dense);
+    report.attention_flops_ratio =
+        static_cast<double>(routing.flops) / static_cast<double>(routing.flops_dense);
   }
   return report;
 }
@@ -109,15 +110,16 @@ std::string ToJson(const EvalReport& report) {
   nlohmann::json json = {{"nll", report.nll},
                          {"tokens", report.tokens},
                          {"share", nullptr},
+                         {"uncertainty", nullptr},
                          {"attention_bytes_ratio", report.attention_bytes_ratio},
                          {"attention_flops_ratio", report.attention_flops_ratio},
                          {"predictions", report.predictions},
                          {"windows", report.windows}};
   if (report.share) {
-    json["share"] = {{"full", report.share->full},
-                     {"linear", report.share->linear},
-                     {"local", report.share->local}};
+    const auto& share = *report.share;
+    json["share"] = {{"full", share[0]}, {"linear", share[1]}, {"local", share[2]}};
   }
+  if (report.uncertainty) json["uncertainty"] = *report.uncertainty;
   return json.dump();
 }
 

@@ -6,6 +6,7 @@
 // reports.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <optional>
@@ -20,15 +21,11 @@
 namespace metattn {
 
 struct EvalOptions {
-  std::int32_t context = 2048;         // tokens of a window, >= 2
-  std::int64_t max_tokens = 0;         // of the text; 0: all
-  Mechanism route = Mechanism::kFull;  // forced for every row
-  std::int32_t rows_per_step = 256;    // prefill chunk and logit rows of a step
+  std::int32_t context = 2048;       // tokens of a window, >= 2
+  std::int64_t max_tokens = 0;       // of the text; 0: all
+  RoutePolicy policy;                // of every row
+  std::int32_t rows_per_step = 256;  // prefill chunk and logit rows of a step
   std::function<void(std::int64_t done, std::int64_t windows)> progress;  // may be empty
-};
-
-struct MechanismShare {
-  double full = 0, linear = 0, local = 0;  // sum 1
 };
 
 struct EvalReport {
@@ -36,10 +33,11 @@ struct EvalReport {
   std::int64_t tokens = 0;  // in windows
   std::int64_t predictions = 0;
   std::int64_t windows = 0;
-  std::optional<MechanismShare>
-      share;  // of (row, KV head, layer) with a far span; none when there are none
-  double attention_bytes_ratio = 1;  // read over dense, all rows
-  double attention_flops_ratio = 1;  // likewise; scores and values cost the same per token read
+  // Of (row, KV head, layer) with a far span: share of each mechanism; none when there are none.
+  std::optional<std::array<double, kMechanisms>> share;
+  std::optional<double> uncertainty;  // mean U of the rows that the controller decided
+  double attention_bytes_ratio = 1;   // read over dense, all rows
+  double attention_flops_ratio = 1;   // multiplications over dense ones, all rows
 };
 
 // What a worker must be able to take for such an evaluation.

@@ -5,17 +5,16 @@
 #pragma once
 
 #include <cstdint>
-#include <span>
 
-#include "engine/model/step_plan.h"
 #include "engine/request.h"
+#include "engine/worker.h"
 
 namespace metattn {
 
 class EngineObserver {
  public:
   virtual ~EngineObserver() = default;
-  virtual void OnStep(std::span<const StepResult> /*per_rank*/, int /*rows*/) {}
+  virtual void OnStep(const StepOutput& /*output*/, int /*rows*/) {}
   virtual void OnFirstToken(double /*seconds_since_submission*/) {}
   virtual void OnInterToken(double /*seconds*/) {}
   virtual void OnPreemption() {}
@@ -29,6 +28,8 @@ struct EngineSnapshot {
   std::int64_t blocks_capacity = 0;
   std::uint64_t steps = 0;
   double seconds_in_current_step = 0;  // 0 when no step is running: idle is healthy, wedged is not
+  float cost_weight = 0;    // lambda of a routed request that asks for none, elastic level included
+  bool force_full = false;  // the kill switch
   bool draining = false;
   bool failed = false;  // a step failed; nothing will run any more
 };

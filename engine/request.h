@@ -8,7 +8,8 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "kernels/types.h"
+#include "engine/model/routing_counts.h"
+#include "engine/routing_options.h"
 
 namespace metattn {
 
@@ -37,10 +38,10 @@ struct GenerationRequest {
   std::string request_id;            // for logs; the engine has its own id
   std::vector<std::int32_t> prompt;  // token ids, not empty
   SamplingParams sampling;
-  Mechanism route = Mechanism::kFull;  // kFull or kLocal
-  std::int32_t priority = 0;           // lower is served first; equal: first come, first served
-  std::optional<double> deadline_s;    // seconds from submission; past it: DEADLINE_EXCEEDED
-  bool special_tokens = false;         // show special tokens in the text
+  RouteOptions wish;          // what is not set follows the server's policy, also when that changes
+  std::int32_t priority = 0;  // lower is served first; equal: first come, first served
+  std::optional<double> deadline_s;  // seconds from submission; past it: DEADLINE_EXCEEDED
+  bool special_tokens = false;       // show special tokens in the text
 };
 
 struct TokenLogprob {
@@ -79,6 +80,7 @@ struct GenerationEvent {
   std::string stop_match;  // the stop string that ended it, if one did
   absl::Status status;     // why, for kCancelled, kDeadline, kError
   Usage usage;             // filled in the last event
+  RoutingCounts routing;   // likewise: what attention did for this request
   Timings timings;
   std::uint64_t seed = 0;
 };

@@ -20,20 +20,33 @@ using Rank = std::pair<std::int32_t, std::uint64_t>;  // (priority, arrival), sm
 struct Sequence {
   std::uint64_t id = 0;
   Rank rank;
-  std::uint8_t route = 0;
-  std::vector<std::int32_t> tokens;  // prompt and what was generated
+  RoutePolicy policy;                 // of tokens that were never computed
+  std::vector<RoutePolicy> policies;  // of those that were, also before a preemption
+  std::vector<std::int32_t> tokens;   // prompt and what was generated
   std::int64_t prompt_tokens = 0;
   std::int64_t max_tokens = 0;
   std::int64_t computed = 0;       // positions whose K/V are in `blocks`
   std::vector<BlockId> blocks;     // holds one reference to each
   std::int64_t shared_blocks = 0;  // leading blocks that are findable or were found: never written
   std::vector<BlockHash> hashes;   // chain over the full blocks of `tokens` so far
+  std::int32_t state_slot = 0;     // while running
+  std::int32_t state_position = -1;  // whose row left the linear state in the slot
   bool running = false;
   bool was_scheduled = false;
   std::int32_t cached_tokens = 0;
 
   std::int64_t known() const { return static_cast<std::int64_t>(tokens.size()); }
   bool decoding() const { return computed + 1 == known(); }
+  RoutePolicy policy_of(std::int64_t token) const {
+    const auto i = static_cast<std::size_t>(token);
+    return i < policies.size() ? policies[i] : policy;
+  }
+  // Tokens up to `end` have been computed, or found, under the policy in force.
+  void FixPolicies(std::int64_t end) {
+    if (static_cast<std::size_t>(end) > policies.size()) {
+      policies.resize(static_cast<std::size_t>(end), policy);
+    }
+  }
   bool finished() const { return known() - prompt_tokens >= max_tokens; }
 };
 
@@ -52,6 +65,7 @@ struct Scheduler::State {
     METATTN_CHECK(o.max_context > 0, "max_context must be positive");
     // Every running sequence may need a row in the same step.
     slots = static_cast<std::size_t>(std::min(o.max_sequences, o.max_batch_tokens));
+    for (auto slot = static_cast<std::int32_t>(slots); slot-- > 0;) free_slots.push_back(slot);
   }
 
   void ExtendHashes(Sequence& s, std::int64_t blocks);
@@ -60,6 +74,7 @@ struct Scheduler::State {
   std::int64_t Missing(const Sequence& s) const;
   void ReusePrefix(Sequence& s);
   void ReleaseBlocks(Sequence& s);
+  void Stop(Sequence& s);
   void Preempt(Sequence& s);
   bool Reserve(Sequence& s, std::int64_t positions);
   void ScheduleDecodes();
@@ -71,6 +86,7 @@ struct Scheduler::State {
   PagePool pool;
   const BlockHash seed;
   std::size_t slots = 0;
+  std::vector<std::int32_t> free_slots;  // of linear states; the lowest is taken first
   std::uint64_t arrivals = 0;
   std::uint64_t steps = 0;
   std::unordered_map<std::uint64_t, std::unique_ptr<Sequence>> sequences;
@@ -85,9 +101,12 @@ struct Scheduler::State {
 };
 
 void Scheduler::State::ExtendHashes(Sequence& s, std::int64_t blocks) {
-  const std::vector<std::uint8_t> policy(kBlockTokens, s.route);
+  std::vector<RoutePolicy> policy(kBlockTokens);
   for (auto b = static_cast<std::int64_t>(s.hashes.size()); b < blocks; ++b) {
     const BlockHash& parent = b == 0 ? seed : s.hashes.back();
+    for (int i = 0; i < kBlockTokens; ++i) {
+      policy[static_cast<std::size_t>(i)] = s.policy_of(b * kBlockTokens + i);
+    }
     s.hashes.push_back(ChainHash(
         parent,
         std::span(s.tokens).subspan(static_cast<std::size_t>(b) * kBlockTokens, kBlockTokens),
@@ -117,15 +136,22 @@ void Scheduler::State::ReleaseBlocks(Sequence& s) {
   s.computed = 0;
 }
 
+void Scheduler::State::Stop(Sequence& s) {
+  ReleaseBlocks(s);
+  if (!s.running) return;
+  free_slots.push_back(s.state_slot);
+  s.state_position = -1;
+  s.running = false;
+  running.erase(s.rank);
+}
+
 void Scheduler::State::Preempt(Sequence& s) {
   std::erase_if(entries, [&](const Entry& e) {
     if (e.sequence != &s) return false;
     budget += e.rows;
     return true;
   });
-  ReleaseBlocks(s);
-  s.running = false;
-  running.erase(s.rank);
+  Stop(s);
   waiting.emplace(s.rank, &s);
   preempted.push_back(s.id);
 }
@@ -200,6 +226,9 @@ bool Scheduler::State::TryStart(Sequence& s) {
   waiting.erase(s.rank);
   running.emplace(s.rank, &s);
   s.running = true;
+  s.FixPolicies(s.computed);  // found blocks were made under the policy in force
+  s.state_slot = free_slots.back();
+  free_slots.pop_back();
   METATTN_CHECK(Reserve(s, s.known()), "what was counted is there");
   return true;
 }
@@ -227,7 +256,7 @@ StepPlan Scheduler::State::BuildPlan(std::vector<std::uint64_t>* samples) {
   StepPlan plan;
   plan.step = ++steps;
   for (const Entry& e : entries) {
-    const Sequence& s = *e.sequence;
+    Sequence& s = *e.sequence;
     const auto begin = s.tokens.begin() + s.computed;
     const std::int64_t end = s.computed + e.rows;
     StepSequence row_run;
@@ -235,9 +264,15 @@ StepPlan Scheduler::State::BuildPlan(std::vector<std::uint64_t>* samples) {
     row_run.start = static_cast<std::int32_t>(s.computed);
     row_run.rows = static_cast<std::int32_t>(e.rows);
     row_run.blocks.assign(s.blocks.begin(), s.blocks.begin() + BlocksFor(end));
+    if (options.linear_states) {
+      row_run.state_slot = s.state_slot;
+      row_run.state_position = s.state_position;
+    }
     plan.sequences.push_back(std::move(row_run));
     plan.tokens.insert(plan.tokens.end(), begin, begin + e.rows);
-    plan.route.insert(plan.route.end(), static_cast<std::size_t>(e.rows), s.route);
+    s.FixPolicies(end);
+    plan.policy.insert(plan.policy.end(), s.policies.begin() + s.computed,
+                       s.policies.begin() + end);
     if (end == s.known()) {
       plan.logit_rows.push_back(static_cast<std::int32_t>(plan.tokens.size()) - 1);
       samples->push_back(s.id);
@@ -270,7 +305,7 @@ absl::Status Scheduler::Add(SequenceSpec spec) {
   auto s = std::make_unique<Sequence>();
   s->id = spec.id;
   s->rank = {spec.priority, st.arrivals++};
-  s->route = static_cast<std::uint8_t>(spec.route);
+  s->policy = spec.policy;
   s->tokens = std::move(spec.prompt);
   s->prompt_tokens = prompt;
   s->max_tokens = spec.max_tokens;
@@ -311,6 +346,7 @@ void Scheduler::Complete(std::span<const std::int32_t> tokens) {
   for (const Entry& e : st.entries) {
     Sequence& s = *e.sequence;
     s.computed += e.rows;
+    s.state_position = static_cast<std::int32_t>(s.computed) - 1;
     st.PublishFullBlocks(s);
     if (s.computed < s.known()) continue;
     METATTN_CHECK(next < tokens.size(), "one token per sample");
@@ -321,14 +357,38 @@ void Scheduler::Complete(std::span<const std::int32_t> tokens) {
   st.outstanding = false;
 }
 
+void Scheduler::SetPolicy(std::uint64_t id, const RoutePolicy& policy) {
+  State& st = *state_;
+  METATTN_CHECK(!st.outstanding, "policies change between steps");
+  const auto found = st.sequences.find(id);
+  if (found == st.sequences.end() || found->second->policy == policy) return;
+  Sequence& s = *found->second;
+  s.policy = policy;
+  // Hashes of blocks that nobody has computed were a guess.
+  const std::size_t known = s.policies.size() / kBlockTokens;
+  if (s.hashes.size() > known) s.hashes.resize(known);
+}
+
+void Scheduler::ForgetPolicies(std::uint64_t id) {
+  State& st = *state_;
+  METATTN_CHECK(!st.outstanding, "policies change between steps");
+  const auto found = st.sequences.find(id);
+  if (found == st.sequences.end()) return;
+  Sequence& s = *found->second;
+  const auto computed = static_cast<std::size_t>(s.computed);
+  if (s.policies.size() <= computed) return;
+  s.policies.resize(computed);
+  s.hashes.resize(std::min(s.hashes.size(), computed / kBlockTokens));
+}
+
 void Scheduler::Remove(std::uint64_t id) {
   State& st = *state_;
   METATTN_CHECK(!st.outstanding, "sequences are removed between steps");
   const auto found = st.sequences.find(id);
   if (found == st.sequences.end()) return;
   Sequence& s = *found->second;
-  st.ReleaseBlocks(s);
-  (s.running ? st.running : st.waiting).erase(s.rank);
+  st.Stop(s);
+  st.waiting.erase(s.rank);
   st.sequences.erase(found);
 }
 

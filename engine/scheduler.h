@@ -8,7 +8,8 @@
 // the budget's rest. When blocks run out, the running sequence with the largest (priority, arrival)
 // is preempted: its blocks are released and it is recomputed later, in its old place. A sequence
 // that could never fit is refused by Add. Blocks that become full are published with their chained
-// hash. Contract violations are CHECK failures. Cost: O(running + admitted) per step.
+// hash, which covers the policy each token was computed under. Contract violations are CHECK
+// failures. Cost: O(running + admitted) per step.
 #pragma once
 
 #include <cstdint>
@@ -33,7 +34,8 @@ struct SchedulerOptions {
   int max_batch_tokens = 512;  // rows of one step
   int max_context = 0;         // positions of one sequence
   bool prefix_reuse = true;
-  std::string hash_identity;  // SeedHash argument: model, window, sinks, K/V dtype
+  bool linear_states = false;  // the model has a controller: running sequences own a state slot
+  std::string hash_identity;   // SeedHash argument: model, window, sinks, K/V dtype
 };
 
 struct SequenceSpec {
@@ -41,7 +43,7 @@ struct SequenceSpec {
   std::vector<std::int32_t> prompt;
   std::int32_t max_tokens = 0;  // tokens it may generate at most
   std::int32_t priority = 0;    // lower first
-  Mechanism route = Mechanism::kFull;
+  RoutePolicy policy;
 };
 
 struct ScheduledStep {
@@ -62,6 +64,12 @@ class Scheduler {
   std::optional<ScheduledStep> Next();
   // tokens[i] belongs to samples[i] of the outstanding plan.
   void Complete(std::span<const std::int32_t> tokens);
+  // Between steps: the policy of tokens that were never computed before. What was computed keeps
+  // its own, also when it is computed again. Unknown ids are ignored.
+  void SetPolicy(std::uint64_t id, const RoutePolicy& policy);
+  // Between steps: tokens that must be computed again (after a preemption) take the policy in
+  // force, whatever they were computed under before. Unknown ids are ignored.
+  void ForgetPolicies(std::uint64_t id);
   // Between steps. Unknown ids are ignored.
   void Remove(std::uint64_t id);
 

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "absl/strings/str_format.h"
+#include "engine/formats/status_macros.h"
 #include "engine/host_memory.h"
 #include "engine/model/weights.h"
 #include "kernels/kernels.h"
@@ -41,6 +42,9 @@ class RankWorker final : public Worker {
   int ranks() const override { return comm_.size(); }
   int threads() const override { return kernels_->threads(); }
   std::string isa() const override { return std::string(kernels_->isa()); }
+  int window() const override { return transformer_options_.window; }
+  int sinks() const override { return transformer_options_.sinks; }
+  const ControllerFile* controller() const override { return controller_.get(); }
   std::int64_t blocks() const override { return blocks_; }
   std::int64_t weight_bytes() const override { return weight_bytes_; }
   const std::vector<std::string>& descriptions() const override { return descriptions_; }
@@ -54,13 +58,19 @@ class RankWorker final : public Worker {
   absl::Status ReportUp(const absl::Status& status);
   absl::StatusOr<std::vector<RankRecord>> Exchange(const RankRecord& mine);
   std::string Describe(int rank, const RankRecord& record) const;
-  absl::Status Run(const StepPlan& plan, std::vector<float>* logits, std::span<StepResult> all);
+  absl::Status OpenController(const Checkpoint& checkpoint);
+  absl::Status OpenDecisions();
+  absl::Status Run(const StepPlan& plan, StepOutput* output);
+  absl::Status GatherOutput(const StepResult& result, const StepRouting& mine, StepOutput* output);
 
   ModelConfig config_;
   ModelOptions options_;
   WorkerLimits limits_;
   Communicator& comm_;
   std::vector<RankPlace> places_;
+  std::unique_ptr<ControllerFile> controller_;
+  std::unique_ptr<DecisionSource> source_;
+  std::unique_ptr<DecisionRecorder> recorder_;
   TransformerOptions transformer_options_;
   std::unique_ptr<Kernels> kernels_;
   std::vector<Slice> slices_;
@@ -85,7 +95,50 @@ absl::Status RankWorker::MakeBackend() {
   return absl::OkStatus();
 }
 
+// A flag that was given must agree with the controller: it was trained for one window only.
+absl::Status CheckAgainstController(const char* flag, int asked, int trained) {
+  if (asked == trained) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrFormat(
+      "%s %d: the controller was trained with %d; leave the flag out", flag, asked, trained));
+}
+
+absl::Status RankWorker::OpenController(const Checkpoint& checkpoint) {
+  if (options_.controller.empty()) {
+    if (options_.window == 0) options_.window = 256;
+    if (options_.sinks < 0) options_.sinks = 4;
+    return absl::OkStatus();
+  }
+  METATTN_ASSIGN_OR_RETURN(controller_,
+                           ControllerFile::Open(options_.controller, checkpoint, config_));
+  const ControllerSpec& spec = controller_->spec();
+  if (options_.window == 0) options_.window = spec.window;
+  if (options_.sinks < 0) options_.sinks = spec.sinks;
+  METATTN_RETURN_IF_ERROR(CheckAgainstController("--window", options_.window, spec.window));
+  return CheckAgainstController("--sinks", options_.sinks, spec.sinks);
+}
+
+absl::Status RankWorker::OpenDecisions() {
+  if (options_.force_share && !options_.replay_decisions.empty()) {
+    return absl::InvalidArgumentError("--force-share and --replay-decisions exclude each other");
+  }
+  if (options_.force_share) {
+    const Mechanism rest = controller_ == nullptr ? Mechanism::kLocal : Mechanism::kLinear;
+    source_ = ForceShare(*options_.force_share, rest, options_.force_share_seed);
+  }
+  if (!options_.replay_decisions.empty()) {
+    METATTN_ASSIGN_OR_RETURN(
+        source_, ReplayDecisions(options_.replay_decisions, config_.layers, config_.kv_heads));
+  }
+  if (options_.record_decisions.empty()) return absl::OkStatus();
+  const Slice& slice = slices_[static_cast<std::size_t>(comm_.rank())];
+  METATTN_ASSIGN_OR_RETURN(recorder_,
+                           RecordDecisions({options_.record_decisions, comm_.rank(), config_.layers,
+                                            config_.kv_heads, slice.head_begin, slice.head_end}));
+  return absl::OkStatus();
+}
+
 absl::Status RankWorker::Plan(const Checkpoint& checkpoint) {
+  METATTN_RETURN_IF_ERROR(OpenController(checkpoint));
   std::vector<double> weights = options_.rank_weights;
   if (weights.empty()) weights.assign(comm_.size(), 1.0);
   if (static_cast<int>(weights.size()) != comm_.size()) {
@@ -95,6 +148,7 @@ absl::Status RankWorker::Plan(const Checkpoint& checkpoint) {
   absl::StatusOr<std::vector<Slice>> slices = PlanSlices(ShapeOf(config_, checkpoint), weights);
   if (!slices.ok()) return slices.status();
   slices_ = *std::move(slices);
+  METATTN_RETURN_IF_ERROR(OpenDecisions());
   transformer_options_ = {
       .window = options_.window,
       .sinks = options_.sinks,
@@ -102,6 +156,10 @@ absl::Status RankWorker::Plan(const Checkpoint& checkpoint) {
       .max_sequences = limits_.max_sequences,
       .max_logit_rows = limits_.max_logit_rows,
       .max_context = limits_.max_context == 0 ? config_.max_positions : limits_.max_context,
+      .controller = controller_.get(),
+      .source = source_.get(),
+      .recorder = recorder_.get(),
+      .max_shadow_rows = limits_.max_shadow_rows,
       .perturb = limits_.perturb,
       .perturb_seed = limits_.perturb_seed};
   return absl::OkStatus();
@@ -223,21 +281,50 @@ absl::Status RankWorker::Init(const Checkpoint& checkpoint) {
   return absl::OkStatus();
 }
 
-absl::Status RankWorker::Run(const StepPlan& plan, std::vector<float>* logits,
-                             std::span<StepResult> all) {
+// Rank 0 receives every rank's times and counts. The records are equally long, because the plan
+// and the model decide their length.
+absl::Status RankWorker::GatherOutput(const StepResult& result, const StepRouting& mine,
+                                      StepOutput* output) {
+  std::vector<std::byte> record(sizeof(result));
+  std::memcpy(record.data(), &result, sizeof(result));
+  const std::vector<std::byte> counts = mine.Encode();
+  record.insert(record.end(), counts.begin(), counts.end());
+  const auto ranks = static_cast<std::size_t>(comm_.size());
+  std::vector<std::byte> all(output == nullptr ? 0 : record.size() * ranks);
+  METATTN_RETURN_IF_ERROR(comm_.GatherRecords(record, all));
+  if (output == nullptr) return absl::OkStatus();
+  output->per_rank.resize(ranks);
+  const StepRouting zero =
+      StepRouting::Zero(mine.layers.size(), mine.sequences.size(), mine.shadow.size());
+  output->routing = zero;
+  for (std::size_t r = 0; r < ranks; ++r) {
+    const auto from = std::span(all).subspan(r * record.size(), record.size());
+    std::memcpy(&output->per_rank[r], from.data(), sizeof(result));
+    StepRouting theirs = zero;
+    if (!theirs.Merge(from.subspan(sizeof(result)))) {
+      return absl::InternalError("a rank's record has another size");
+    }
+    output->rank_routing.push_back(theirs.Total());
+    output->routing.Add(theirs);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RankWorker::Run(const StepPlan& plan, StepOutput* output) {
   StepResult result;
-  if (absl::Status s = transformer_->Forward(plan, logits, &result); !s.ok()) return s;
-  return comm_.GatherRecords(std::as_bytes(std::span(&result, 1)), std::as_writable_bytes(all));
+  StepRouting routing;
+  METATTN_RETURN_IF_ERROR(transformer_->Forward(
+      plan, {output == nullptr ? nullptr : &output->logits, &result, &routing}));
+  return GatherOutput(result, routing, output);
 }
 
 absl::StatusOr<StepOutput> RankWorker::Step(const StepPlan& plan) {
   StepOutput output;
-  output.per_rank.resize(comm_.size());
   if (comm_.size() > 1) {
     std::vector<std::byte> message = plan.Encode();
     if (absl::Status s = comm_.Broadcast(message); !s.ok()) return s;
   }
-  if (absl::Status s = Run(plan, &output.logits, output.per_rank); !s.ok()) return s;
+  if (absl::Status s = Run(plan, &output); !s.ok()) return s;
   return output;
 }
 
@@ -256,7 +343,7 @@ absl::Status RankWorker::Serve() {
     absl::StatusOr<StepPlan> plan = StepPlan::Decode(message);
     if (!plan.ok()) return plan.status();
     if (plan->kind == StepKind::kStop) return absl::OkStatus();
-    if (absl::Status s = Run(*plan, nullptr, {}); !s.ok()) return s;
+    if (absl::Status s = Run(*plan, nullptr); !s.ok()) return s;
   }
 }
 

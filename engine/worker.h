@@ -16,6 +16,8 @@
 #include "absl/status/statusor.h"
 #include "engine/formats/checkpoint.h"
 #include "engine/model/config.h"
+#include "engine/model/controller_file.h"
+#include "engine/model/routing_counts.h"
 #include "engine/model/step_plan.h"
 #include "engine/model/transformer.h"
 #include "engine/options.h"
@@ -32,6 +34,7 @@ struct WorkerLimits {
       0;  // per rank; 0: a quarter of what is free on the host, shared by its ranks
   std::int64_t min_blocks = 1;  // fewer is an error that says how much memory is missing
   std::int64_t max_blocks = 0;  // no more than this, however much memory there is; 0: no limit
+  int max_shadow_rows = 0;      // of a step; 0: no quality watch
   double perturb = 0;           // see TransformerOptions
   std::uint64_t perturb_seed = 1;
 };
@@ -39,6 +42,8 @@ struct WorkerLimits {
 struct StepOutput {
   std::vector<float> logits;  // [plan.logit_rows, V]
   std::vector<StepResult> per_rank;
+  StepRouting routing;                      // sums over the ranks
+  std::vector<RoutingCounts> rank_routing;  // totals of each rank
 };
 
 class Worker {
@@ -58,6 +63,9 @@ class Worker {
   virtual int ranks() const = 0;
   virtual int threads() const = 0;
   virtual std::string isa() const = 0;
+  virtual int window() const = 0;                        // of the near partial, tokens
+  virtual int sinks() const = 0;                         // tokens
+  virtual const ControllerFile* controller() const = 0;  // null: routes are forced
   virtual std::int64_t blocks() const = 0;        // capacity: the minimum over ranks that own heads
   virtual std::int64_t weight_bytes() const = 0;  // sum over ranks
   virtual const std::vector<std::string>& descriptions()

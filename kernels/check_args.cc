@@ -51,6 +51,38 @@ void CheckList(const WorkList& list, std::int64_t tokens, int heads) {
   CheckView(list.counts, heads, 4, "list.counts");
 }
 
+void CheckFeatureWeights(View weights, FeatureMap map, std::int64_t heads, int head_dim,
+                         const char* name) {
+  METATTN_CHECK(map == FeatureMap::kEluPlusOne || map == FeatureMap::kHedgehog,
+                "no such feature map");
+  if (map == FeatureMap::kHedgehog) CheckView(weights, heads * head_dim * head_dim, 2, name);
+}
+
+void CheckLinear(const LinearShape& shape) {
+  const AttentionRows& rows = shape.rows;
+  CheckRows(rows);
+  CheckPages(shape.pages, rows.tokens);
+  METATTN_CHECK(shape.group >= 0 && rows.linear_begin >= 0, "group or linear_begin below zero");
+  if (rows.tokens == 0 || shape.pages.heads == 0) return;
+  CheckView(rows.linear_end, rows.tokens, 4, "rows.linear_end");
+  CheckView(rows.state_slot, rows.sequences, 4, "rows.state_slot");
+  CheckView(rows.state_end, rows.sequences, 4, "rows.state_end");
+  METATTN_CHECK(shape.states.base, "states.base is absent");
+  METATTN_CHECK(shape.states.slot_stride >= shape.pages.heads, "slot_stride below heads");
+  CheckFeatureWeights(shape.w_k, shape.map, shape.pages.heads, shape.pages.head_dim, "w_k");
+}
+
+void CheckControlWeights(const ControlArgs& args, std::int64_t heads, std::int64_t scalars) {
+  CheckView(args.scalar_mean, heads * scalars, 4, "scalar_mean");
+  CheckView(args.scalar_scale, heads * scalars, 4, "scalar_scale");
+  CheckView(args.scalars, heads * args.width * scalars, 4, "scalars");
+  CheckView(args.bias, heads * args.width, 4, "bias");
+  CheckView(args.out, heads * 3 * args.width, 4, "out");
+  CheckView(args.out_bias, heads * 3, 4, "out_bias");
+  CheckView(args.scalars_skip, heads * 3 * scalars, 4, "scalars_skip");
+  CheckView(args.offset, heads * 3, 4, "offset");
+}
+
 }  // namespace
 
 void CheckView(View view, std::int64_t count, int value_bytes, const char* name) {
@@ -108,9 +140,9 @@ void CheckArgs(const ForcedRouteArgs& args) {
 
 void CheckArgs(const CompactArgs& args) {
   CheckRows(args.rows);
+  METATTN_CHECK(static_cast<int>(args.mechanism) < kMechanisms, "a list of no mechanism");
   CheckView(args.decisions, args.rows.tokens * args.heads, 1, "decisions");
   CheckList(args.list, args.rows.tokens, args.heads);
-  CheckView(args.far_tokens, args.heads, 8, "far_tokens");
 }
 
 void CheckArgs(const NearArgs& args) {
@@ -119,6 +151,7 @@ void CheckArgs(const NearArgs& args) {
   const int heads = args.pages.heads * args.group;
   CheckView(args.q, args.rows.tokens * heads * args.pages.head_dim, 4, "q");
   CheckPartial(args.out, args.rows.tokens, heads, args.pages.head_dim);
+  CheckOptional(args.stats, args.rows.tokens * heads * 2, 4, "stats");
 }
 
 void CheckArgs(const FarFullArgs& args) {
@@ -128,6 +161,55 @@ void CheckArgs(const FarFullArgs& args) {
   const int heads = args.pages.heads * args.group;
   CheckView(args.q, args.rows.tokens * heads * args.pages.head_dim, 4, "q");
   CheckPartial(args.partial, args.rows.tokens, heads, args.pages.head_dim);
+}
+
+void CheckArgs(const LinearAbsorbArgs& args) { CheckLinear(args.shape); }
+
+void CheckArgs(const LinearOddsArgs& args) {
+  CheckLinear(args.shape);
+  const std::int64_t tokens = args.shape.rows.tokens;
+  const int heads = args.shape.pages.heads * args.shape.group, d = args.shape.pages.head_dim;
+  if (tokens == 0 || heads == 0) return;
+  CheckFeatureWeights(args.w_q, args.shape.map, heads, d, "w_q");
+  CheckView(args.log_gain, heads, 4, "log_gain");
+  CheckView(args.kappa, heads, 4, "kappa");
+  CheckView(args.q, tokens * heads * d, 4, "q");
+  CheckPartial(args.near, tokens, heads, d);
+  CheckView(args.phi_q, tokens * heads * Features(args.shape.map, d), 4, "phi_q");
+  CheckView(args.lse_far, tokens * heads, 4, "lse_far");
+}
+
+void CheckArgs(const FarLinearArgs& args) {
+  CheckLinear(args.shape);
+  const std::int64_t tokens = args.shape.rows.tokens;
+  const int heads = args.shape.pages.heads * args.shape.group, d = args.shape.pages.head_dim;
+  CheckList(args.list, tokens, args.shape.pages.heads);
+  if (tokens == 0 || heads == 0) return;
+  CheckView(args.phi_q, tokens * heads * Features(args.shape.map, d), 4, "phi_q");
+  CheckView(args.lse_far, tokens * heads, 4, "lse_far");
+  CheckPartial(args.partial, tokens, heads, d);
+}
+
+void CheckArgs(const ControlArgs& args) {
+  CheckRows(args.rows);
+  METATTN_CHECK(args.heads >= 0 && args.group >= 0 && args.width >= 0,
+                absl::StrFormat("controller of %d heads of %d, width %d", args.heads, args.group,
+                                args.width));
+  const std::int64_t tokens = args.rows.tokens, heads = args.heads, scalars = 1 + 4 * args.group;
+  if (tokens == 0 || heads == 0) return;
+  METATTN_CHECK(args.uncertain == UncertainPolicy::kFull, "unknown policy for uncertain rows");
+  CheckView(args.projected, tokens * (args.width + 3 * heads), 4, "projected");
+  CheckView(args.near.m, tokens * heads * args.group, 4, "near.m");
+  CheckView(args.near.l, tokens * heads * args.group, 4, "near.l");
+  CheckView(args.near_stats, tokens * heads * args.group * 2, 4, "near_stats");
+  CheckView(args.lse_far, tokens * heads * args.group, 4, "lse_far");
+  CheckControlWeights(args, heads, scalars);
+  CheckView(args.route, tokens, 1, "route");
+  CheckView(args.cost_weight, tokens, 4, "cost_weight");
+  CheckView(args.eta, tokens, 4, "eta");
+  CheckView(args.decisions, tokens * heads, 1, "decisions");
+  CheckView(args.uncertainty, tokens * heads, 4, "uncertainty");
+  CheckView(args.margin, tokens * heads, 4, "margin");
 }
 
 void CheckArgs(const NormalizeArgs& args) {

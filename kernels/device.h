@@ -68,6 +68,8 @@ class Device {
   virtual absl::StatusOr<std::unique_ptr<Stream>> NewStream() = 0;
   virtual void CopyIn(const void* host, View to, std::size_t bytes, Stream& stream) = 0;
   virtual void CopyOut(View from, void* host, std::size_t bytes, Stream& stream) = 0;
+  // Between two places of this device that do not overlap.
+  virtual void Copy(View from, View to, std::size_t bytes, Stream& stream) = 0;
 };
 
 // Host memory and inline streams: the device of the ref and cpu backends. Fresh memory is zeroed.

@@ -75,6 +75,10 @@ class HostDevice final : public Device {
     if (bytes != 0) std::memcpy(host, Range(from, bytes), bytes);
   }
 
+  void Copy(View from, View to, std::size_t bytes, Stream&) override {
+    if (bytes != 0) std::memcpy(Range(to, bytes), Range(from, bytes), bytes);
+  }
+
  private:
   static absl::StatusOr<Buffer> FromHeap(std::size_t bytes) {
     // Never empty, so that the data pointer is always a real one.

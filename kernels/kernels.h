@@ -22,7 +22,9 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "kernels/attention_types.h"
 #include "kernels/device.h"
+#include "kernels/routing_ops.h"
 #include "kernels/types.h"
 
 namespace metattn {
@@ -73,30 +75,6 @@ struct LinearArgs {
   std::int64_t tokens = 0;
 };
 
-// Pages of one layer on one rank. Page (block b, KV head h) starts at base + (b * block_stride + h)
-// * PageBytes(d).
-struct PageTable {
-  View base;
-  std::int64_t block_stride = 0;  // pages from one block to the next (layers * H)
-  int heads = 0;                  // H
-  int head_dim = 0;               // d
-};
-
-// The rows of a step as attention sees them. Rows of one sequence are consecutive and in position
-// order.
-struct AttentionRows {
-  std::int64_t tokens = 0;  // T
-  int sequences = 0;        // S
-  View position;            // [T] i32
-  View sequence;            // [T] i32: index into the step's sequences
-  View row_begin;    // [S + 1] i32: rows of sequence s are row_begin[s] .. row_begin[s + 1] - 1
-  View near_begin;   // [T] i32: the near window is [max(near_begin, sinks), position]
-  View far_end;      // [T] i32: the far span is [sinks, far_end); eligible iff far_end > sinks
-  View table_begin;  // [S + 1] i32: block ids of sequence s lie at blocks[table_begin[s]..]
-  View blocks;       // i32
-  int sinks = 0;     // s: positions 0 .. s-1 belong to every near partial
-};
-
 struct RopeAppendArgs {
   AttentionRows rows;
   PageTable pages;
@@ -118,28 +96,12 @@ struct ForcedRouteArgs {
   View decisions;  // out [T, H] u8; a row that is not eligible gets kLocal
 };
 
-// Rows of each KV head that one mechanism must serve, in ascending row order, without gaps.
-struct WorkList {
-  View rows;                  // [H, capacity] i32
-  View counts;                // [H] i32
-  std::int64_t capacity = 0;  // >= T
-};
-
 struct CompactArgs {
   AttentionRows rows;
   int heads = 0;
   Mechanism mechanism = Mechanism::kFull;
-  View decisions;   // [T, H] u8
-  WorkList list;    // out
-  View far_tokens;  // [H] i64, in and out: += sum of (far_end - sinks) over the listed rows
-};
-
-// Partial triple of a softmax over a subset of positions: m = max score, l = sum exp(score - m),
-// o = sum exp(score - m) v. Empty: m = -inf, l = 0, o = 0. Two merge by rescaling to the larger m.
-struct Partial {
-  View o;  // [T, H*g, d] f32
-  View m;  // [T, H*g] f32
-  View l;  // [T, H*g] f32
+  View decisions;  // [T, H] u8
+  WorkList list;   // out
 };
 
 struct NearArgs {
@@ -149,6 +111,9 @@ struct NearArgs {
   float scale = 1.0f;  // score = scale * q.k
   View q;              // [T, H*g, d] f32
   Partial out;
+  // [T, H*g, 2] f32 or absent: log-sum-exp of the scores of the sinks (-inf without sinks), and the
+  // mean score, sum_j p_j score_j. Only of eligible rows; others are left alone.
+  View stats;
 };
 
 struct FarFullArgs {
@@ -211,6 +176,10 @@ class Kernels {
   virtual void Compact(const CompactArgs& args, Stream& stream) = 0;
   virtual void Near(const NearArgs& args, Stream& stream) = 0;
   virtual void FarFull(const FarFullArgs& args, Stream& stream) = 0;
+  virtual void LinearAbsorb(const LinearAbsorbArgs& args, Stream& stream) = 0;
+  virtual void LinearOdds(const LinearOddsArgs& args, Stream& stream) = 0;
+  virtual void FarLinear(const FarLinearArgs& args, Stream& stream) = 0;
+  virtual void Control(const ControlArgs& args, Stream& stream) = 0;
   virtual void Normalize(const NormalizeArgs& args, Stream& stream) = 0;
   virtual void SwiGlu(const SwiGluArgs& args, Stream& stream) = 0;
   virtual void Gather(const GatherArgs& args, Stream& stream) = 0;

@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "engine/shadow_rows.h"
 #include "parallel/bootstrap.h"
 #include "parallel/topology.h"
 #include "spdlog/sinks/stdout_sinks.h"
@@ -59,12 +60,14 @@ absl::StatusOr<WorkerLimits> LimitsForServing(const EngineOptions& options,
   limits.max_logit_rows = limits.max_sequences;
   limits.max_context = options.max_model_len;
   limits.kv_cache_bytes = options.kv_cache_bytes;
+  if (options.shadow_rate > 0) limits.max_shadow_rows = kMaxShadowRows;
   const int context = options.max_model_len > 0 ? options.max_model_len : config->max_positions;
   limits.min_blocks = (context + kBlockTokens - 1) / kBlockTokens;  // one sequence must fit
   return limits;
 }
 
-ServedModel Describe(const Runtime& runtime, const EngineOptions& options, Engine* engine) {
+absl::StatusOr<ServedModel> Describe(const Runtime& runtime, const EngineOptions& options,
+                                     Engine* engine) {
   ServedModel served;
   served.name = options.served_model_name.empty() ? runtime.config.name : options.served_model_name;
   served.config = runtime.config;
@@ -72,7 +75,8 @@ ServedModel Describe(const Runtime& runtime, const EngineOptions& options, Engin
   served.engine = engine;
   served.max_context = engine->max_context();
   served.ranks = runtime.comm->size();
-  served.default_route = options.route;
+  served.routing = [engine] { return engine->Routing().policy; };
+  served.controller = runtime.worker->controller();
   auto chosen = ChatTemplate::Choose(*runtime.tokenizer, options.chat_template);
   if (!chosen.ok()) {
     served.chat_error = std::string(chosen.status().message());

@@ -35,7 +35,8 @@ absl::StatusOr<Runtime> Load(const ModelOptions& options, const WorkerLimits& li
 // Checks --max-model-len against the model, before memory is taken.
 absl::StatusOr<WorkerLimits> LimitsForServing(const EngineOptions& options,
                                               const ModelOptions& model);
-ServedModel Describe(const Runtime& runtime, const EngineOptions& options, Engine* engine);
+absl::StatusOr<ServedModel> Describe(const Runtime& runtime, const EngineOptions& options,
+                                     Engine* engine);
 
 // Logs to standard error: level from METATTN_LOG_LEVEL (info), every line with the rank when there
 // are several.

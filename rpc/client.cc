@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "grpc/health/v1/health.grpc.pb.h"
 #include "grpcpp/grpcpp.h"
+#include "metattn/v1/admin.grpc.pb.h"
 #include "metattn/v1/inference.grpc.pb.h"
 #include "metattn/v1/jobs.grpc.pb.h"
 #include "rpc/wire.h"
@@ -29,6 +30,7 @@ class ClientImpl final : public Client {
         grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
     inference_ = v1::InferenceService::NewStub(channel);
     jobs_ = v1::JobService::NewStub(channel);
+    admin_ = v1::AdminService::NewStub(channel);
     health_ = grpc::health::v1::Health::NewStub(channel);
   }
 
@@ -87,6 +89,19 @@ class ClientImpl final : public Client {
     return Drain<v1::WatchJobResponse>(*reader, on_response, context);
   }
 
+  absl::StatusOr<v1::RoutingStatus> GetRouting() override {
+    grpc::ClientContext context;
+    v1::RoutingStatus response;
+    return Answer(admin_->GetRouting(&context, v1::GetRoutingRequest(), &response), response);
+  }
+  absl::StatusOr<v1::RoutingPolicy> SetRoutingPolicy(const v1::RoutingPolicy& change) override {
+    grpc::ClientContext context;
+    v1::SetRoutingPolicyRequest request;
+    *request.mutable_policy() = change;
+    v1::RoutingPolicy response;
+    return Answer(admin_->SetRoutingPolicy(&context, request, &response), response);
+  }
+
   absl::StatusOr<std::string> Health(const std::string& service, double timeout_s) override {
     grpc::ClientContext context;
     context.set_deadline(std::chrono::system_clock::now() +
@@ -126,6 +141,7 @@ class ClientImpl final : public Client {
   const std::string address_;
   std::unique_ptr<v1::InferenceService::Stub> inference_;
   std::unique_ptr<v1::JobService::Stub> jobs_;
+  std::unique_ptr<v1::AdminService::Stub> admin_;
   std::unique_ptr<grpc::health::v1::Health::Stub> health_;
 };
 

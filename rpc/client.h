@@ -1,4 +1,4 @@
-// A client of the two services and of health, for metattnctl and tests: blocking calls, plain
+// A client of the services and of health, for metattnctl and tests: blocking calls, plain
 // statuses. One per server; thread safe. A server that cannot be reached is UNAVAILABLE and the
 // message says where it was looked for.
 #pragma once
@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "metattn/v1/admin.pb.h"
 #include "metattn/v1/inference.pb.h"
 #include "metattn/v1/jobs.pb.h"
 
@@ -48,6 +49,9 @@ class Client {
   virtual absl::Status WatchJob(const v1::WatchJobRequest& request,
                                 const std::function<bool(const v1::WatchJobResponse&)>& on_response,
                                 CallHandle* handle = nullptr) = 0;
+
+  virtual absl::StatusOr<v1::RoutingStatus> GetRouting() = 0;
+  virtual absl::StatusOr<v1::RoutingPolicy> SetRoutingPolicy(const v1::RoutingPolicy& change) = 0;
 
   // "SERVING", "NOT_SERVING", ... of grpc.health.v1; timeout in seconds.
   virtual absl::StatusOr<std::string> Health(const std::string& service, double timeout_s) = 0;

@@ -16,6 +16,8 @@ namespace {
 
 struct Flags {
   ModelOptions model;
+  RouteOptions route;
+  std::string against;
   BenchOptions bench;
   std::string text;
   std::int64_t kv_cache_bytes = 0;
@@ -24,7 +26,10 @@ struct Flags {
 
 void AddFlags(CLI::App& app, Flags* f) {
   AddModelFlags(app, &f->model);
-  AddRouteFlag(app, &f->bench.route);
+  AddRouteFlags(app, &f->route);
+  AddFlag(app, "--against", f->against,
+          "route to time in turn with --route on its own K/V, for example full; empty: none")
+      ->check(CLI::IsMember({"", "full", "linear", "local", "routed"}));
   AddFlag(app, "--prompt-tokens", f->bench.prompt_tokens, "tokens of the timed prefill; 0: none")
       ->check(CLI::Range(0, 1 << 24));
   AddFlag(app, "--decode-tokens", f->bench.decode_tokens, "timed decode steps; 0: none")
@@ -55,22 +60,42 @@ absl::StatusOr<std::vector<std::int32_t>> BenchText(const Flags& flags,
   return tokenizer.Encode(text, EncodeOptions{.add_special = false});
 }
 
+void Print(const std::string& label, const BenchTimings& t) {
+  std::cout << label << "prefill " << t.prefill_tokens_per_s << " tokens/s, decode "
+            << t.decode_tokens_per_s << " tokens/s, step p50 " << t.decode_step_p50_ms
+            << " ms, p99 " << t.decode_step_p99_ms << " ms, attention " << t.decode_attention_ms
+            << " ms, controller " << t.decode_controller_ms << " ms\n";
+}
+
 absl::Status RunRoot(const Flags& flags, Runtime& runtime) {
   for (const std::string& line : runtime.worker->descriptions()) spdlog::info("{}", line);
   auto text = BenchText(flags, *runtime.tokenizer);
   if (!text.ok()) return text.status();
   BenchOptions options = flags.bench;
+  auto policy = ResolvePolicy(flags.route, runtime.worker->controller());
+  if (!policy.ok()) return policy.status();
+  options.policy = *policy;
+  if (!flags.against.empty()) {
+    if (flags.model.force_share || !flags.model.replay_decisions.empty()) {
+      return absl::InvalidArgumentError(
+          "--against: --force-share and --replay-decisions would "
+          "decide for both");
+    }
+    auto baseline =
+        ResolvePolicy({.route = RouteByName(flags.against)}, runtime.worker->controller());
+    if (!baseline.ok()) return baseline.status();
+    options.baseline = *baseline;
+  }
   options.progress = [](const std::string& line) { spdlog::info("{}", line); };
   auto report = RunBench(*runtime.worker, *text, options);
   if (!report.ok()) return report.status();
   if (flags.json) {
     std::cout << ToJson(*report) << std::endl;
   } else {
-    std::cout << "prefill " << report->prefill_tokens_per_s << " tokens/s, decode "
-              << report->decode_tokens_per_s << " tokens/s, step p50 " << report->decode_step_p50_ms
-              << " ms, p99 " << report->decode_step_p99_ms << " ms (" << report->ranks
-              << " rank(s) x " << report->threads_per_rank << " thread(s), " << report->isa << ")"
-              << std::endl;
+    Print("", report->timings);
+    if (report->baseline) Print(flags.against + ": ", *report->baseline);
+    std::cout << report->ranks << " rank(s) x " << report->threads_per_rank << " thread(s), "
+              << report->isa << std::endl;
   }
   return runtime.worker->Stop();
 }
@@ -86,6 +111,7 @@ int CommandBench(int argc, char** argv) {
   auto comm = JoinWorld(flags.model);
   StartLogging(comm.ok() ? (*comm)->rank() : 0, comm.ok() ? (*comm)->size() : 1);
   if (!comm.ok()) return Conclude(comm.status(), nullptr);
+  if (!flags.against.empty()) flags.bench.baseline.emplace();  // room for its K/V
   WorkerLimits limits = LimitsForBench(flags.bench);
   limits.kv_cache_bytes = flags.kv_cache_bytes;
   auto runtime = Load(flags.model, limits, **comm);

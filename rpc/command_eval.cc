@@ -15,6 +15,7 @@ namespace {
 
 struct Flags {
   ModelOptions model;
+  RouteOptions route;
   EvalOptions eval;
   std::string text;
   std::int64_t kv_cache_bytes = 0;
@@ -23,7 +24,7 @@ struct Flags {
 
 void AddFlags(CLI::App& app, Flags* f) {
   AddModelFlags(app, &f->model);
-  AddRouteFlag(app, &f->eval.route);
+  AddRouteFlags(app, &f->route);
   AddFlag(app, "--text", f->text, "file with the text to predict")->required();
   AddFlag(app, "--context", f->eval.context, "tokens of a window")->check(CLI::Range(2, 1 << 24));
   AddFlag(app, "--max-tokens", f->eval.max_tokens, "tokens of the text to use; 0: all");
@@ -45,6 +46,9 @@ absl::Status RunRoot(const Flags& flags, Runtime& runtime) {
                         absl::StrCat("--text ", flags.text, ": ", tokens.status().message()));
   }
   EvalOptions options = flags.eval;
+  auto policy = ResolvePolicy(flags.route, runtime.worker->controller());
+  if (!policy.ok()) return policy.status();
+  options.policy = *policy;
   options.progress = [](std::int64_t done, std::int64_t windows) {
     spdlog::info("window {} of {}", done, windows);
   };

@@ -51,8 +51,9 @@ absl::Status RunRoot(const Flags& flags, Runtime& runtime, const v1::GenerateReq
   auto engine = Engine::Create(flags.engine, flags.model, runtime.config, *runtime.worker,
                                *runtime.tokenizer, nullptr);
   if (!engine.ok()) return engine.status();
-  const ServedModel served = Describe(runtime, flags.engine, engine->get());
-  auto request = ToEngine(wire, served);
+  const auto served = Describe(runtime, flags.engine, engine->get());
+  if (!served.ok()) return served.status();
+  auto request = ToEngine(wire, *served);
   if (!request.ok()) return request.status();
   GenerateOutput output(flags.json, std::cout, std::cerr);
   auto id = (*engine)->Submit(*std::move(request),

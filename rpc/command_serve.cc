@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "google/protobuf/stubs/logging.h"
 #include "parallel/bootstrap.h"
+#include "rpc/admin_service.h"
 #include "rpc/bring_up.h"
 #include "rpc/commands.h"
 #include "rpc/flags.h"
@@ -43,6 +44,7 @@ struct Flags {
 void AddFlags(CLI::App& app, Flags* f) {
   AddModelFlags(app, &f->model);
   AddEngineFlags(app, &f->engine);
+  AddRoutingFlags(app, &f->engine);
   AddFlag(app, "--host", f->server.host, "address to listen on, for gRPC and metrics");
   AddFlag(app, "--grpc-port", f->server.port, "0: any free")->check(CLI::Range(0, 65535));
   AddFlag(app, "--metrics-port", f->metrics.port, "0: any free")->check(CLI::Range(0, 65535));
@@ -87,6 +89,7 @@ struct FrontEnd {
   std::unique_ptr<JobStore> store;
   std::unique_ptr<InferenceService> inference;
   std::unique_ptr<JobService> jobs;
+  std::unique_ptr<AdminService> admin;
   std::unique_ptr<Server> server;
 
   absl::Status Open(const Flags& flags) {
@@ -97,7 +100,8 @@ struct FrontEnd {
     metrics = *std::move(started);
     inference = std::make_unique<InferenceService>(&gate, metrics.get());
     jobs = std::make_unique<JobService>(&gate, metrics.get());
-    auto listening = Server::Start(flags.server, {inference.get(), jobs.get()});
+    admin = std::make_unique<AdminService>(&gate, metrics.get());
+    auto listening = Server::Start(flags.server, {inference.get(), jobs.get(), admin.get()});
     if (!listening.ok()) return listening.status();
     server = *std::move(listening);
     const std::string path =
@@ -130,8 +134,9 @@ class Coordinator {
     auto engine = Engine::Create(flags_.engine, flags_.model, runtime.config, *runtime.worker,
                                  *runtime.tokenizer, front_.metrics.get());
     if (!engine.ok()) return engine.status();
-    auto served =
-        std::make_shared<const ServedModel>(Describe(runtime, flags_.engine, engine->get()));
+    auto described = Describe(runtime, flags_.engine, engine->get());
+    if (!described.ok()) return described.status();
+    auto served = std::make_shared<const ServedModel>(*std::move(described));
     AttachMetrics(*served, **engine);
     JobRunnerOptions jobs = flags_.jobs;
     jobs.max_in_engine = flags_.engine.max_num_seqs;
@@ -155,6 +160,7 @@ class Coordinator {
     MetricsSources sources;
     sources.model = served.name;
     sources.ranks = served.ranks;
+    sources.layers = served.config.layers;
     sources.max_context = served.max_context;
     sources.engine = [&engine] { return engine.Snapshot(); };
     sources.jobs_waiting = [this] {

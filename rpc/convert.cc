@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "rpc/convert_routing.h"
 #include "rpc/version.h"
 
 namespace metattn {
@@ -136,19 +137,6 @@ absl::StatusOr<SamplingParams> ToSampling(const v1::SamplingParams& wire,
   return params;
 }
 
-absl::StatusOr<Mechanism> ToMechanism(v1::Route route, Mechanism fallback) {
-  switch (route) {
-    case v1::ROUTE_UNSPECIFIED:
-      return fallback;
-    case v1::ROUTE_FULL:
-      return Mechanism::kFull;
-    case v1::ROUTE_LOCAL:
-      return Mechanism::kLocal;
-    default:
-      return Bad("route", absl::StrFormat("%d is no known route", static_cast<int>(route)));
-  }
-}
-
 v1::FinishReason ToWire(FinishReason reason) {
   switch (reason) {
     case FinishReason::kStop:
@@ -195,8 +183,10 @@ absl::StatusOr<GenerationRequest> ToEngine(const v1::GenerateRequest& request,
   if (auto s = CheckEnvelope(request, served); !s.ok()) return s;
   auto sampling = ToSampling(request.sampling(), served);
   if (!sampling.ok()) return sampling.status();
-  auto route = ToMechanism(request.route(), served.default_route);
-  if (!route.ok()) return route.status();
+  auto wish = ToWish(request);
+  if (!wish.ok()) return wish.status();
+  wish = CheckWish(*wish, served.routing(), served.controller != nullptr);
+  if (!wish.ok()) return wish.status();
   std::string field;
   auto prompt = EncodePrompt(request, served, &field);
   if (!prompt.ok()) return prompt.status();
@@ -209,7 +199,7 @@ absl::StatusOr<GenerationRequest> ToEngine(const v1::GenerateRequest& request,
   out.request_id = request.request_id();
   out.prompt = *std::move(prompt);
   out.sampling = *std::move(sampling);
-  out.route = *route;
+  out.wish = *wish;
   out.priority = request.priority();
   if (request.has_deadline_seconds()) out.deadline_s = request.deadline_seconds();
   return out;
@@ -271,6 +261,7 @@ v1::Finish ToWire(const GenerationEvent& last) {
   timings->set_time_to_first_token_seconds(last.timings.time_to_first_token);
   timings->set_total_seconds(last.timings.total);
   finish.set_seed(last.seed);
+  *finish.mutable_routing() = SummaryToWire(last.routing);
   return finish;
 }
 
@@ -287,8 +278,8 @@ v1::Model DescribeModel(const ServedModel& served) {
   model.set_max_context(served.max_context);
   model.set_chat_template(served.chat_template);
   model.set_ranks(served.ranks);
-  model.set_default_route(served.default_route == Mechanism::kLocal ? v1::ROUTE_LOCAL
-                                                                    : v1::ROUTE_FULL);
+  model.set_default_route(RouteToWire(served.routing().route));
+  if (served.controller != nullptr) model.set_controller(served.controller->spec().name);
   model.set_version(kVersion);
   return model;
 }

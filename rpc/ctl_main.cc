@@ -7,8 +7,8 @@
 #include <iostream>
 #include <string_view>
 
-#include "google/protobuf/util/json_util.h"
 #include "rpc/client.h"
+#include "rpc/ctl_command.h"
 #include "rpc/flags.h"
 #include "rpc/generate_output.h"
 #include "rpc/version.h"
@@ -17,32 +17,6 @@ namespace metattn {
 namespace {
 
 constexpr int kExitNotServing = 3;
-
-struct Common {
-  std::string server = "127.0.0.1:8001";
-  bool json = false;
-};
-
-void AddCommon(CLI::App& app, Common* common) {
-  AddConfigFlag(app);
-  AddFlag(app, "--server", common->server, "host:port of the server");
-  AddSwitch(app, "--json", common->json, "one JSON object on standard output");
-}
-
-int Report(const absl::Status& status) {
-  if (status.ok()) return EXIT_SUCCESS;
-  std::cerr << "metattnctl: " << absl::StatusCodeToString(status.code()) << ": "
-            << std::string(status.message()) << std::endl;
-  return EXIT_FAILURE;
-}
-
-std::string ToJson(const google::protobuf::Message& message) {
-  google::protobuf::util::JsonPrintOptions options;
-  options.preserve_proto_field_names = true;
-  std::string json;
-  if (!google::protobuf::util::MessageToJsonString(message, &json, options).ok()) return "{}";
-  return json;
-}
 
 void PrintJob(const v1::Job& job, bool json) {
   if (json) {
@@ -60,8 +34,14 @@ void AddRequestFlags(CLI::App& app, GenerateFlags* flags) {
   // Its twin would be METATTN_MODEL, the server's file: this is a name.
   app.add_option("--model", flags->model, "name of the model; empty: the one that is served")
       ->envname("METATTN_MODEL_NAME");
-  AddFlag(app, "--route", flags->route, "attention of every token: full or local")
-      ->check(CLI::IsMember({"full", "local"}));
+  AddFlag(app, "--route", flags->route,
+          "attention of every token: full, local, linear or routed (by the server's controller); "
+          "default: the server's")
+      ->check(CLI::IsMember({"full", "local", "linear", "routed"}));
+  AddFlag(app, "--cost-weight", flags->cost_weight,
+          "lambda >= 0, of routed: more lambda, fewer bytes; default: the server's");
+  AddFlag(app, "--eta", flags->eta,
+          "0 to 1, of routed: a row as uncertain as this reads everything; default: the server's");
   AddFlag(app, "--priority", flags->priority, "lower is served first");
 }
 
@@ -187,6 +167,7 @@ constexpr std::array kCommands = {
     Command{"watch", Watch, "follow a job"},
     Command{"get", Get, "show a job"},
     Command{"cancel", Cancel, "end a job"},
+    Command{"routing", CommandRouting, "show (get) or change (set) the server's routing"},
     Command{"health", Health, "whether the server serves"},
 };
 

@@ -17,8 +17,10 @@
 namespace metattn {
 namespace {
 
-const std::map<std::string, Mechanism> kRoutes = {{"full", Mechanism::kFull},
-                                                  {"local", Mechanism::kLocal}};
+const std::map<std::string, Route> kRoutes = {{"full", Route::kFull},
+                                              {"linear", Route::kLinear},
+                                              {"local", Route::kLocal},
+                                              {"routed", Route::kRouted}};
 
 // mpirun's number of this process; 0 without mpirun.
 bool IsFirstRank() {
@@ -72,10 +74,23 @@ void AddModelFlags(CLI::App& app, ModelOptions* options) {
       ->check(CLI::Range(0, 1024));
   AddFlag(app, "--rank-weights", options->rank_weights, "share of each rank, for example 2,1")
       ->delimiter(',');
-  AddFlag(app, "--window", options->window, "tokens every row reads exactly, at least")
-      ->check(CLI::Range(1, 1 << 20));
-  AddFlag(app, "--sinks", options->sinks, "first tokens every row reads exactly")
+  AddFlag(app, "--controller", options->controller,
+          "controller directory (controller.json, controller.safetensors); empty: none");
+  AddFlag(app, "--window", options->window,
+          "tokens every row reads exactly, at least; 0: the controller's, else 256")
       ->check(CLI::Range(0, 1 << 20));
+  AddFlag(app, "--sinks", options->sinks,
+          "first tokens every row reads exactly; -1: the controller's, else 4")
+      ->check(CLI::Range(-1, 1 << 20));
+  AddFlag(app, "--record-decisions", options->record_decisions,
+          "directory for the decisions of every row, a file per rank; empty: none");
+  AddFlag(app, "--replay-decisions", options->replay_decisions,
+          "directory of recorded decisions to use instead of the controller's; empty: none");
+  AddFlag(app, "--force-share", options->force_share,
+          "0 to 1: share of rows that read everything, drawn at random; the others are linear with "
+          "--controller, else local")
+      ->check(CLI::Range(0.0, 1.0));
+  AddFlag(app, "--force-share-seed", options->force_share_seed, "seed of that draw");
   AddSwitch(app, "--deterministic", options->deterministic,
             "bitwise equal results whatever the batch, chunking or prefix reuse (slower)");
   AddFlag(app, "--collective-timeout", options->collective_timeout_s,
@@ -83,11 +98,64 @@ void AddModelFlags(CLI::App& app, ModelOptions* options) {
       ->check(CLI::Range(0.1, 86400.0));
 }
 
-void AddRouteFlag(CLI::App& app, Mechanism* route) {
-  AddFlag(app, "--route", *route, "attention of every token: full or local")
-      ->type_name("MECHANISM")
-      ->transform(CLI::CheckedTransformer(kRoutes, CLI::ignore_case).description("{full,local}"))
-      ->default_str(*route == Mechanism::kLocal ? "local" : "full");
+std::optional<Route> RouteByName(const std::string& name) {
+  const auto found = kRoutes.find(name);
+  if (found == kRoutes.end()) return std::nullopt;
+  return found->second;
+}
+
+void AddRouteFlags(CLI::App& app, RouteOptions* route) {
+  AddFlag(app, "--route", route->route,
+          "attention of every token: full, local, linear or routed (by the controller); default: "
+          "routed with --controller, else full")
+      ->type_name("ROUTE")
+      ->transform(CLI::CheckedTransformer(kRoutes, CLI::ignore_case)
+                      .description("{full,linear,local,routed}"));
+  AddFlag(app, "--cost-weight", route->cost_weight,
+          "lambda >= 0: how much the bytes of a mechanism count; default: the controller's")
+      ->check(CLI::Range(0.0, 1e3));
+  AddFlag(app, "--eta", route->eta,
+          "0 to 1: a row as uncertain as this reads everything; default: the controller's")
+      ->check(CLI::Range(0.0, 1.0));
+}
+
+void AddRoutingFlags(CLI::App& app, EngineOptions* options) {
+  RoutingChange* routing = &options->routing;
+  app.add_option_function<std::vector<Route>>(
+         "--allowed-routes",
+         [routing](const std::vector<Route>& routes) { routing->allowed_routes = routes; },
+         "routes a request may name, for example full,routed; default: all there are")
+      ->type_name("ROUTES")
+      ->delimiter(',')
+      ->transform(CLI::CheckedTransformer(kRoutes, CLI::ignore_case)
+                      .description("{full,linear,local,routed}"))
+      ->envname(EnvironmentName("--allowed-routes"));
+  AddFlag(app, "--min-cost-weight", routing->min_cost_weight,
+          "smallest lambda a request may name; default: 0")
+      ->check(CLI::Range(0.0, 1e3));
+  AddFlag(app, "--max-cost-weight", routing->max_cost_weight,
+          "largest lambda a request may name and elastic mode goes to; default: 1000")
+      ->check(CLI::Range(0.0, 1e3));
+  AddFlag(app, "--min-eta", routing->min_eta, "smallest eta a request may name; default: 0")
+      ->check(CLI::Range(0.0, 1.0));
+  AddFlag(app, "--max-eta", routing->max_eta, "largest eta a request may name; default: 1")
+      ->check(CLI::Range(0.0, 1.0));
+  app.add_flag_function(
+         "--elastic", [routing](std::int64_t on) { routing->elastic = on > 0; },
+         "under load lambda goes up over the controller's levels, and back when load is gone")
+      ->envname(EnvironmentName("--elastic"));
+  AddFlag(app, "--elastic-queue-wait", routing->queue_wait_s,
+          "seconds; a request that waits longer is load; default: 2")
+      ->check(CLI::Range(0.001, kMaxTargetSeconds));
+  AddFlag(app, "--elastic-inter-token", routing->inter_token_s,
+          "seconds between two tokens; more is load; default: 0.25")
+      ->check(CLI::Range(0.001, kMaxTargetSeconds));
+  AddFlag(app, "--elastic-raise-after", options->elastic_raise_after_s,
+          "seconds of load after which lambda goes a level up")
+      ->check(CLI::Range(0.0, 86400.0));
+  AddFlag(app, "--elastic-lower-after", options->elastic_lower_after_s,
+          "seconds without load (half of both targets) after which it goes a level down")
+      ->check(CLI::Range(0.0, 86400.0));
 }
 
 void AddEngineFlags(CLI::App& app, EngineOptions* options) {
@@ -109,7 +177,11 @@ void AddEngineFlags(CLI::App& app, EngineOptions* options) {
          "--no-prefix-reuse", [options](std::int64_t on) { options->prefix_reuse = on <= 0; },
          "compute every prompt from its start")
       ->envname(EnvironmentName("--no-prefix-reuse"));
-  AddRouteFlag(app, &options->route);
+  AddRouteFlags(app, &options->route);
+  AddFlag(app, "--shadow-rate", options->shadow_rate,
+          "0 to 1: share of routed decode rows that are also computed in full, for the metric "
+          "metattn_shadow_relative_error; 0: off")
+      ->check(CLI::Range(0.0, 1.0));
   AddFlag(app, "--chat-template", options->chat_template,
           "name of a built-in template; empty: recognised from the model");
 }
@@ -174,6 +246,10 @@ absl::StatusOr<v1::GenerateRequest> BuildRequest(const GenerateFlags& f, std::is
   if (f.logprobs) s->set_logprobs(*f.logprobs);
   if (f.route == "full") request.set_route(v1::ROUTE_FULL);
   if (f.route == "local") request.set_route(v1::ROUTE_LOCAL);
+  if (f.route == "linear") request.set_route(v1::ROUTE_LINEAR);
+  if (f.route == "routed") request.set_route(v1::ROUTE_ROUTED);
+  if (f.cost_weight) request.set_cost_weight(*f.cost_weight);
+  if (f.eta) request.set_eta(*f.eta);
   request.set_priority(f.priority);
   if (f.deadline_s) request.set_deadline_seconds(*f.deadline_s);
   request.set_request_id(f.request_id);

@@ -47,7 +47,11 @@ CLI::Option* AddSwitch(CLI::App& app, const std::string& name, bool& value,
 void AddConfigFlag(CLI::App& app);
 void AddModelFlags(CLI::App& app, ModelOptions* options);
 void AddEngineFlags(CLI::App& app, EngineOptions* options);
-void AddRouteFlag(CLI::App& app, Mechanism* route);
+// Bounds of what requests may ask for, and elastic mode.
+void AddRoutingFlags(CLI::App& app, EngineOptions* options);
+void AddRouteFlags(CLI::App& app, RouteOptions* route);
+// "full", "linear", "local", "routed".
+std::optional<Route> RouteByName(const std::string& name);
 
 // A prompt and how to continue it.
 struct GenerateFlags {
@@ -57,6 +61,7 @@ struct GenerateFlags {
   std::string system;
   std::string model;
   std::optional<std::string> route;
+  std::optional<float> cost_weight, eta;
   int priority = 0;
   std::optional<double> deadline_s;
   std::string request_id;

@@ -23,6 +23,11 @@ double Seconds(std::chrono::steady_clock::duration d) {
   return std::chrono::duration<double>(d).count();
 }
 
+// Whether there was anything to decide: a context beyond the window.
+bool Decided(const v1::RoutingSummary& routing) {
+  return routing.full() + routing.linear() + routing.local() > 0;
+}
+
 }  // namespace
 
 GenerateOutput::GenerateOutput(bool json, std::ostream& out, std::ostream& err)
@@ -47,19 +52,27 @@ void GenerateOutput::End() {
   const double rate = decode > 0 ? (count - 1) / decode : 0;
   const v1::Usage& usage = finish_.usage();
   if (json_) {
-    const nlohmann::json object = {{"text", text_},
-                                   {"token_ids", tokens_},
-                                   {"finish_reason", ReasonName(finish_.reason())},
-                                   {"stop_match", finish_.stop_match()},
-                                   {"seed", finish_.seed()},
-                                   {"prompt_tokens", usage.prompt_tokens()},
-                                   {"cached_tokens", usage.cached_tokens()},
-                                   {"generated_tokens", usage.generated_tokens()},
-                                   {"preemptions", usage.preemptions()},
-                                   {"queue_seconds", finish_.timings().queue_seconds()},
-                                   {"time_to_first_token_seconds", first},
-                                   {"decode_tokens_per_s", rate},
-                                   {"total_seconds", finish_.timings().total_seconds()}};
+    nlohmann::json object = {{"text", text_},
+                             {"token_ids", tokens_},
+                             {"finish_reason", ReasonName(finish_.reason())},
+                             {"stop_match", finish_.stop_match()},
+                             {"seed", finish_.seed()},
+                             {"prompt_tokens", usage.prompt_tokens()},
+                             {"cached_tokens", usage.cached_tokens()},
+                             {"generated_tokens", usage.generated_tokens()},
+                             {"preemptions", usage.preemptions()},
+                             {"queue_seconds", finish_.timings().queue_seconds()},
+                             {"time_to_first_token_seconds", first},
+                             {"decode_tokens_per_s", rate},
+                             {"total_seconds", finish_.timings().total_seconds()}};
+    if (Decided(finish_.routing())) {
+      const v1::RoutingSummary& r = finish_.routing();
+      object["routing"] = {{"full", r.full()},
+                           {"linear", r.linear()},
+                           {"local", r.local()},
+                           {"mean_uncertainty", r.mean_uncertainty()},
+                           {"attention_bytes_ratio", r.attention_bytes_ratio()}};
+    }
     out_ << object.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) << std::endl;
     return;
   }
@@ -70,6 +83,15 @@ void GenerateOutput::End() {
               usage.prompt_tokens(), usage.cached_tokens(), usage.generated_tokens(),
               ReasonName(finish_.reason()), first * 1000, rate, finish_.seed())
        << std::endl;
+  if (!Decided(finish_.routing())) return;
+  const v1::RoutingSummary& r = finish_.routing();
+  err_
+      << absl::StrFormat(
+             "[attention beyond the window: %.1f%% full, %.1f%% linear, %.1f%% local; mean U %.3f; "
+             "%.1f%% of the bytes of full attention]",
+             100 * r.full(), 100 * r.linear(), 100 * r.local(), r.mean_uncertainty(),
+             100 * r.attention_bytes_ratio())
+      << std::endl;
 }
 
 }  // namespace metattn

@@ -86,10 +86,11 @@ struct RankSeries {
   Counter* transfer;
   Counter* bytes_read;
   Counter* bytes_dense;
-  Counter* eligible;
-  Counter* full;
-  Counter* local;
+  Counter* controller;
+  std::array<Counter*, kMechanisms> routed;
 };
+
+constexpr std::array<const char*, kMechanisms> kMechanismNames = {"full", "linear", "local"};
 
 class PrometheusMetrics final : public Metrics, public prometheus::Collectable {
  public:
@@ -134,6 +135,7 @@ class PrometheusMetrics final : public Metrics, public prometheus::Collectable {
     AddGauges(model);
     AddRequestSeries(model, sources.max_context);
     AddStepSeries(model);
+    AddRouting(model, sources.layers);
     for (int rank = 0; rank < sources.ranks; ++rank) AddRank(model, rank);
     attached_ = true;
   }
@@ -154,22 +156,27 @@ class PrometheusMetrics final : public Metrics, public prometheus::Collectable {
     return registry_.Collect();
   }
 
-  void OnStep(std::span<const StepResult> per_rank, int rows) override {
+  void OnStep(const StepOutput& output, int rows) override {
     step_rows_->Observe(rows);
-    if (per_rank.empty()) return;
-    step_seconds_->Observe(per_rank[0].step_seconds);
-    for (std::size_t r = 0; r < per_rank.size() && r < ranks_.size(); ++r) {
-      const StepResult& result = per_rank[r];
+    if (output.per_rank.empty()) return;
+    step_seconds_->Observe(output.per_rank[0].step_seconds);
+    for (std::size_t r = 0; r < output.per_rank.size() && r < ranks_.size(); ++r) {
+      const StepResult& result = output.per_rank[r];
       ranks_[r].step->Increment(result.step_seconds);
       ranks_[r].attention->Increment(result.attention_seconds);
+      ranks_[r].controller->Increment(result.controller_seconds);
       ranks_[r].wait->Increment(result.wait_seconds);
       ranks_[r].transfer->Increment(result.transfer_seconds);
-      ranks_[r].bytes_read->Increment(static_cast<double>(result.attention_bytes_read));
-      ranks_[r].bytes_dense->Increment(static_cast<double>(result.attention_bytes_dense));
-      ranks_[r].eligible->Increment(static_cast<double>(result.eligible_rows));
-      ranks_[r].full->Increment(static_cast<double>(result.full_rows));
-      ranks_[r].local->Increment(static_cast<double>(result.local_rows));
     }
+    for (std::size_t r = 0; r < output.rank_routing.size() && r < ranks_.size(); ++r) {
+      const RoutingCounts& counts = output.rank_routing[r];
+      ranks_[r].bytes_read->Increment(static_cast<double>(counts.bytes_read));
+      ranks_[r].bytes_dense->Increment(static_cast<double>(counts.bytes_dense));
+      for (std::size_t k = 0; k < counts.rows.size(); ++k) {
+        ranks_[r].routed[k]->Increment(static_cast<double>(counts.rows[k]));
+      }
+    }
+    CountLayers(output.routing);
   }
   void OnFirstToken(double seconds) override { first_token_->Observe(seconds); }
   void OnInterToken(double seconds) override { inter_token_->Observe(seconds); }
@@ -213,6 +220,11 @@ class PrometheusMetrics final : public Metrics, public prometheus::Collectable {
     step_age_ =
         &GaugeFamily("metattn_step_age_seconds", "Age of the step that runs now; 0 when idle.")
              .Add(model);
+    cost_weight_ = &GaugeFamily("metattn_routing_cost_weight",
+                                "Lambda now of a routed request that names none.")
+                        .Add(model);
+    force_full_ =
+        &GaugeFamily("metattn_routing_force_full", "1 while the kill switch is on.").Add(model);
     prometheus::Labels labels = model;
     labels["block_size"] = std::to_string(kBlockTokens);
     const std::int64_t blocks = sources_.engine ? sources_.engine().blocks_capacity : 0;
@@ -271,22 +283,70 @@ class PrometheusMetrics final : public Metrics, public prometheus::Collectable {
                                 "K/V bytes read, per (row, KV head).");
     rank_dense_ = &CounterFamily("metattn_rank_attention_dense_bytes_total",
                                  "K/V bytes that full attention would have read.");
-    rank_eligible_ = &CounterFamily("metattn_rank_eligible_rows_total",
-                                    "(row, KV head, layer) with a far span to route.");
-    rank_routed_ = &CounterFamily("metattn_rank_routed_rows_total",
-                                  "Eligible rows by the mechanism they took.");
+    rank_controller_ = &CounterFamily("metattn_rank_controller_seconds_total",
+                                      "Time in the meta-controller's decisions.");
+    rank_routed_ =
+        &CounterFamily("metattn_rank_routed_rows_total",
+                       "(row, KV head, layer) with a far span, by the mechanism they took.");
   }
 
   void AddRank(const prometheus::Labels& model, int rank) {
     prometheus::Labels labels = model;
     labels["rank"] = std::to_string(rank);
-    prometheus::Labels full = labels, local = labels;
-    full["mechanism"] = "full";
-    local["mechanism"] = "local";
-    ranks_.push_back(
-        {&rank_step_->Add(labels), &rank_attention_->Add(labels), &rank_wait_->Add(labels),
-         &rank_transfer_->Add(labels), &rank_read_->Add(labels), &rank_dense_->Add(labels),
-         &rank_eligible_->Add(labels), &rank_routed_->Add(full), &rank_routed_->Add(local)});
+    RankSeries series = {&rank_step_->Add(labels),       &rank_attention_->Add(labels),
+                         &rank_wait_->Add(labels),       &rank_transfer_->Add(labels),
+                         &rank_read_->Add(labels),       &rank_dense_->Add(labels),
+                         &rank_controller_->Add(labels), {}};
+    for (std::size_t k = 0; k < series.routed.size(); ++k) {
+      labels["mechanism"] = kMechanismNames[k];
+      series.routed[k] = &rank_routed_->Add(labels);
+    }
+    ranks_.push_back(series);
+  }
+
+  void AddRouting(const prometheus::Labels& model, int layers) {
+    auto& family = CounterFamily("metattn_layer_routed_rows_total",
+                                 "Rows with a far span, by layer and mechanism, all KV heads.");
+    for (int layer = 0; layer < layers; ++layer) {
+      prometheus::Labels labels = model;
+      labels["layer"] = std::to_string(layer);
+      layers_.emplace_back();
+      for (std::size_t k = 0; k < kMechanismNames.size(); ++k) {
+        labels["mechanism"] = kMechanismNames[k];
+        layers_.back()[k] = &family.Add(labels);
+      }
+    }
+    auto& shadow = prometheus::BuildHistogram()
+                       .Name("metattn_shadow_relative_error")
+                       .Help("|routed - full| / |full| of a layer's attention, on watched rows.")
+                       .Register(registry_);
+    for (int layer = 0; layer < layers; ++layer) {
+      prometheus::Labels labels = model;
+      labels["layer"] = std::to_string(layer);
+      shadow_.push_back(&shadow.Add(labels, Buckets(kShadowBounds.begin(), kShadowBounds.end())));
+    }
+    Buckets bounds;
+    for (int i = 1; i <= kUncertaintyBuckets; ++i) {
+      bounds.push_back(static_cast<double>(i) / kUncertaintyBuckets);
+    }
+    uncertainty_ = AddHistogram("metattn_routing_uncertainty",
+                                "U of decisions by the meta-controller.", model, bounds);
+  }
+
+  void CountLayers(const StepRouting& routing) {
+    for (std::size_t i = 0; i < routing.layers.size() && i < layers_.size(); ++i) {
+      for (std::size_t k = 0; k < kMechanismNames.size(); ++k) {
+        layers_[i][k]->Increment(static_cast<double>(routing.layers[i].rows[k]));
+      }
+    }
+    for (std::size_t i = 0; i < routing.shadow.size() && i < shadow_.size(); ++i) {
+      const ShadowErrors& errors = routing.shadow[i];
+      shadow_[i]->ObserveMultiple({errors.counts.begin(), errors.counts.end()}, errors.sum);
+    }
+    if (uncertainty_ == nullptr) return;
+    std::vector<double> counts(routing.histogram.begin(), routing.histogram.end());
+    counts.push_back(0);  // nothing lies above 1
+    uncertainty_->ObserveMultiple(counts, routing.Total().uncertainty);
   }
 
   void ReadGauges() const {
@@ -300,6 +360,8 @@ class PrometheusMetrics final : public Metrics, public prometheus::Collectable {
                                                  static_cast<double>(now.blocks_capacity)
                                            : 0);
     step_age_->Set(now.seconds_in_current_step);
+    cost_weight_->Set(now.cost_weight);
+    force_full_->Set(now.force_full ? 1 : 0);
     jobs_waiting_->Set(sources_.jobs_waiting ? sources_.jobs_waiting() : 0);
     jobs_running_->Set(sources_.jobs_running ? sources_.jobs_running() : 0);
   }
@@ -309,15 +371,19 @@ class PrometheusMetrics final : public Metrics, public prometheus::Collectable {
   MetricsSources sources_;
   bool attached_ = false;
   Gauge *serving_, *resident_;
-  Gauge *queued_, *running_, *kv_usage_, *jobs_waiting_, *jobs_running_, *step_age_;
+  Gauge *queued_, *running_, *kv_usage_, *jobs_waiting_, *jobs_running_, *step_age_, *cost_weight_,
+      *force_full_;
   Family<Counter>* calls_;
   std::map<FinishReason, Counter*> finished_;
   Counter *prompt_tokens_, *cached_tokens_, *generated_tokens_, *preemptions_;
   Histogram *first_token_, *inter_token_, *end_to_end_, *queue_time_;
   Histogram *request_prompt_, *request_generated_, *step_rows_, *step_seconds_;
   Family<Counter>*rank_step_, *rank_attention_, *rank_wait_, *rank_transfer_;
-  Family<Counter>*rank_read_, *rank_dense_, *rank_eligible_, *rank_routed_;
+  Family<Counter>*rank_read_, *rank_dense_, *rank_controller_, *rank_routed_;
   std::vector<RankSeries> ranks_;
+  std::vector<std::array<Counter*, kMechanisms>> layers_;
+  Histogram* uncertainty_ = nullptr;
+  std::vector<Histogram*> shadow_;
 
   std::shared_ptr<prometheus::Collectable> self_;
   std::unique_ptr<prometheus::Exposer> exposer_;

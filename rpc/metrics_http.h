@@ -26,6 +26,7 @@ struct MetricsOptions {
 struct MetricsSources {
   std::string model;
   int ranks = 1;
+  int layers = 0;
   int max_context = 0;
   std::function<EngineSnapshot()> engine;
   std::function<int()> jobs_waiting;

@@ -18,8 +18,9 @@
 #include "engine/engine.h"
 #include "engine/model/chat_template.h"
 #include "engine/model/config.h"
+#include "engine/model/controller_file.h"
 #include "engine/model/tokenizer.h"
-#include "kernels/types.h"
+#include "engine/routing_policy.h"
 
 namespace metattn {
 
@@ -36,7 +37,8 @@ struct ServedModel {
   Engine* engine = nullptr;
   int max_context = 0;  // tokens of prompt and output together
   int ranks = 1;
-  Mechanism default_route = Mechanism::kFull;
+  std::function<RoutingPolicy()> routing;      // the policy in force; thread safe
+  const ControllerFile* controller = nullptr;  // null: there is none
 };
 
 class ServingGate {

@@ -34,7 +34,8 @@ class GrpcServer final : public Server {
     serving_ = serving;
     // Sets every name at once: "" and each service registered below.
     if (auto* health = server_->GetHealthCheckService()) {
-      for (const char* name : {"", "metattn.v1.InferenceService", "metattn.v1.JobService"}) {
+      for (const char* name : {"", "metattn.v1.InferenceService", "metattn.v1.JobService",
+                               "metattn.v1.AdminService"}) {
         health->SetServingStatus(name, serving);
       }
     }

@@ -59,7 +59,12 @@ run_pytest() {
   local name=$1
   shift
   summarised "pytest-$name" '=+ .*(passed|failed|error|no tests ran)' \
-    build/venv/bin/python -m pytest -ra --junit-xml="$results/pytest-$name.xml" -o junit_family=xunit2 "$@"
+    "${pytest_python:-build/venv/bin/python}" -m pytest -ra --junit-xml="$results/pytest-$name.xml" -o junit_family=xunit2 "$@"
+}
+
+run_calibration_pytest() {
+  local pytest_python=build/venv-calibration/bin/python
+  run_pytest calibration tests/calibration
 }
 
 # configure_and_build PRESET [TARGET...]
@@ -71,13 +76,20 @@ configure_and_build() {
   cmake --build --preset "$preset" -j "$jobs" --target "${@:-all}"
 }
 
+# python_environment FOLDER REQUIREMENTS PYTHON [OPTION...]
 python_environment() {
-  local stamp=build/venv/requirements.txt
-  cmp -s tests/requirements.txt "$stamp" && return 0
-  rm -rf build/venv
-  python3 -m venv build/venv &&
-    build/venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input -r tests/requirements.txt &&
-    cp tests/requirements.txt "$stamp"
+  local folder=$1 requirements=$2
+  shift 2
+  cmp -s "$requirements" "$folder/requirements.txt" && return 0
+  rm -rf "$folder"
+  "$1" -m venv "${@:2}" "$folder" &&
+    "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --no-input -r "$requirements" &&
+    cp "$requirements" "$folder/requirements.txt"
+}
+
+# The calibration's tests run on Debian's PyTorch, which only Debian's Python sees.
+calibration_environment() {
+  python_environment build/venv-calibration tests/calibration/requirements.txt /usr/bin/python3 --system-site-packages
 }
 
 fetch_model() {
@@ -95,7 +107,8 @@ export UBSAN_OPTIONS=${UBSAN_OPTIONS:-print_stacktrace=1}
 export TSAN_OPTIONS=${TSAN_OPTIONS:-second_deadlock_stack=1:suppressions=$PWD/tests/tsan.supp}
 
 stage dependencies deploy/install-deps.sh --test || exit 1
-stage python-environment python_environment || exit 1
+stage python-environment python_environment build/venv tests/requirements.txt python3 || exit 1
+stage calibration-environment calibration_environment || exit 1
 if $fast; then
   cached=${METATTN_CACHE:-$HOME/.cache/metattn}/SmolLM2-135M-Instruct.Q4_1.gguf
   [[ -n ${METATTN_TEST_MODEL:-} || ! -f $cached ]] || export METATTN_TEST_MODEL=$cached
@@ -111,6 +124,7 @@ else
   stage ctest-release run_ctest release
   stage pytest-deploy run_pytest deploy tests/deploy
   stage pytest-e2e run_pytest e2e tests/e2e
+  stage pytest-calibration run_calibration_pytest
   for preset in asan tsan; do
     stage "build-$preset" configure_and_build "$preset" && stage "ctest-$preset" run_ctest "$preset" -L fast
   done

@@ -28,30 +28,6 @@ constexpr std::array<Family, 4> kFamilies = {{{"LlamaForCausalLM", "llama"},
                                               {"Qwen2ForCausalLM", "qwen2"},
                                               {"Qwen3ForCausalLM", "qwen3"}}};
 
-ConfigKeys::Scalar ToScalar(const Json& value) {
-  if (value.is_null()) return {};  // null stands for absent
-  if (value.is_boolean()) return value.get<bool>();
-  if (value.is_string()) return value.get<std::string>();
-  if (value.is_number_unsigned()) {
-    const auto number = value.get<std::uint64_t>();
-    if (std::in_range<std::int64_t>(number)) return static_cast<std::int64_t>(number);
-    return ConfigKeys::Other{};
-  }
-  if (value.is_number_integer()) return value.get<std::int64_t>();
-  if (value.is_number_float()) return value.get<double>();
-  return ConfigKeys::Other{};
-}
-
-// `object` must outlive the keys; `where` precedes each key in messages ("rope_scaling.").
-ConfigKeys KeysOf(const std::string& file, const Json& object) {
-  return ConfigKeys(file, /*integers_are_numbers=*/true,
-                    [&object](std::string_view key) -> ConfigKeys::Scalar {
-                      const auto found = object.find(std::string(key));
-                      if (found == object.end()) return {};
-                      return ToScalar(*found);
-                    });
-}
-
 absl::Status ReadFamily(const ConfigKeys& keys, const Json& json, ModelConfig& c) {
   const auto found = json.find("architectures");
   if (found == json.end() || !found->is_array() || found->size() != 1 ||
@@ -213,7 +189,7 @@ absl::Status ReadRope(const ConfigKeys& keys, const Json& json, DeclaredConfig& 
   METATTN_ASSIGN_OR_RETURN(declared.rope.base,
                            keys.Number("rope_theta", kMinRopeBase, kMaxRopeBase, 10000.0));
   if (!has_scaling) return absl::OkStatus();
-  const ConfigKeys scaling = KeysOf(absl::StrCat(keys.file(), ": ", name), *found);
+  const ConfigKeys scaling = JsonKeys(absl::StrCat(keys.file(), ": ", name), *found);
   METATTN_RETURN_IF_ERROR(CheckWholeHeads(scaling));
   METATTN_ASSIGN_OR_RETURN(declared.rope.base, scaling.Number("rope_theta", kMinRopeBase,
                                                               kMaxRopeBase, declared.rope.base));
@@ -229,7 +205,7 @@ absl::StatusOr<DeclaredConfig> DeclaredByHuggingFace(const Checkpoint& checkpoin
   if (!json.is_object()) {
     return absl::InvalidArgumentError(absl::StrCat(file, ": is not a JSON object"));
   }
-  const ConfigKeys keys = KeysOf(file, json);
+  const ConfigKeys keys = JsonKeys(file, json);
   DeclaredConfig declared;
   ModelConfig& c = declared.config;
   c.name = (directory.has_filename() ? directory : directory.parent_path()).filename().string();

@@ -1,9 +1,28 @@
 #include "engine/model/config_keys.h"
 
+#include <utility>
+
 #include "absl/status/status.h"
 #include "absl/strings/str_format.h"
 
 namespace metattn {
+namespace {
+
+ConfigKeys::Scalar ToScalar(const nlohmann::json& value) {
+  if (value.is_null()) return {};  // null stands for absent
+  if (value.is_boolean()) return value.get<bool>();
+  if (value.is_string()) return value.get<std::string>();
+  if (value.is_number_unsigned()) {
+    const auto number = value.get<std::uint64_t>();
+    if (std::in_range<std::int64_t>(number)) return static_cast<std::int64_t>(number);
+    return ConfigKeys::Other{};
+  }
+  if (value.is_number_integer()) return value.get<std::int64_t>();
+  if (value.is_number_float()) return value.get<double>();
+  return ConfigKeys::Other{};
+}
+
+}  // namespace
 
 absl::Status ConfigKeys::Wrong(std::string_view key, const std::string& what) const {
   return absl::InvalidArgumentError(absl::StrFormat("%s: key '%s' %s", file_, key, what));
@@ -67,6 +86,15 @@ absl::StatusOr<std::string> ConfigKeys::Text(std::string_view key,
   }
   if (const auto* text = std::get_if<std::string>(&value)) return *text;
   return Wrong(key, "must be text");
+}
+
+ConfigKeys JsonKeys(const std::string& file, const nlohmann::json& object) {
+  return ConfigKeys(file, /*integers_are_numbers=*/true,
+                    [&object](std::string_view key) -> ConfigKeys::Scalar {
+                      const auto found = object.find(std::string(key));
+                      if (found == object.end()) return {};
+                      return ToScalar(*found);
+                    });
 }
 
 }  // namespace metattn

@@ -16,6 +16,7 @@
 #include "absl/status/statusor.h"
 #include "engine/model/config.h"
 #include "engine/model/rope.h"
+#include "nlohmann/json.hpp"
 
 namespace metattn {
 
@@ -52,6 +53,9 @@ class ConfigKeys {
   bool integers_are_numbers_;
   Lookup lookup_;
 };
+
+// The members of a JSON object, which must outlive the keys; `file` precedes each key in messages.
+ConfigKeys JsonKeys(const std::string& file, const nlohmann::json& object);
 
 // Bounds far above any published model: they catch damaged numbers and keep products in range.
 inline constexpr std::int64_t kMaxLayers = 1024;

@@ -82,13 +82,17 @@ BlockHash SeedHash(std::string_view identity) {
 }
 
 BlockHash ChainHash(const BlockHash& parent, std::span<const std::int32_t> tokens,
-                    std::span<const std::uint8_t> policy) {
+                    std::span<const RoutePolicy> policy) {
   METATTN_CHECK(tokens.size() == static_cast<std::size_t>(kBlockTokens),
                 "a link of the chain is one full block of tokens");
-  METATTN_CHECK(policy.size() == tokens.size(), "one policy byte per token");
+  METATTN_CHECK(policy.size() == tokens.size(), "one policy per token");
   SipHash128 hash(parent.lo, parent.hi);  // keyed by the parent: a salted seed salts every link
   for (const std::int32_t token : tokens) hash.Word32(static_cast<std::uint32_t>(token));
-  for (const std::uint8_t byte : policy) hash.Byte(byte);
+  for (const RoutePolicy& p : policy) {
+    hash.Byte(static_cast<std::uint8_t>(p.route));
+    hash.Word32(std::bit_cast<std::uint32_t>(p.cost_weight));
+    hash.Word32(std::bit_cast<std::uint32_t>(p.eta));
+  }
   return hash.Finish();
 }
 

@@ -16,6 +16,8 @@
 #include <unordered_map>
 #include <vector>
 
+#include "engine/model/route_policy.h"
+
 namespace metattn {
 
 using BlockId = std::int32_t;
@@ -29,9 +31,9 @@ struct BlockHash {
 // Chain start: everything that makes K/V of equal tokens differ (model, window, sinks, K/V dtype,
 // controller).
 BlockHash SeedHash(std::string_view identity);
-// Next link: kBlockTokens tokens and one policy byte per token.
+// Next link: kBlockTokens tokens and the policy of each.
 BlockHash ChainHash(const BlockHash& parent, std::span<const std::int32_t> tokens,
-                    std::span<const std::uint8_t> policy);
+                    std::span<const RoutePolicy> policy);
 
 class PagePool {
  public:

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 #include <vector>
 
 namespace metattn {
@@ -12,14 +11,20 @@ std::int64_t QueryHeads(const ModelConfig& c, const RoutedAttentionShape& s) {
   return std::int64_t{s.heads} * c.group();
 }
 
+ShadowShape ShadowShapeOf(const ModelConfig& c, const RoutedAttentionShape& s) {
+  return {s.layers, s.heads, c.group(), c.head_dim, s.max_rows, s.max_shadow_rows};
+}
+
 }  // namespace
 
 std::int64_t RoutedAttention::ScratchBytes(const ModelConfig& config,
                                            const RoutedAttentionShape& shape) {
   const std::int64_t rows = shape.max_rows, heads = QueryHeads(config, shape);
-  const std::int64_t per_row = heads * config.head_dim * 8 + heads * 8 + shape.heads * 5;
-  return rows * per_row + std::int64_t{shape.max_context} * config.rotary_dim * 4 +
-         std::int64_t{shape.layers} * shape.heads * 12;
+  const std::int64_t per_row =
+      heads * config.head_dim * 8 + heads * 16 + std::int64_t{shape.heads} * (8 + shape.layers);
+  const std::int64_t shadow =
+      shape.max_shadow_rows > 0 ? ShadowCheck::Bytes(ShadowShapeOf(config, shape)) : 0;
+  return rows * per_row + std::int64_t{shape.max_context} * config.rotary_dim * 4 + shadow;
 }
 
 std::int64_t RoutedAttention::BytesPerBlock(const ModelConfig& config,
@@ -29,16 +34,22 @@ std::int64_t RoutedAttention::BytesPerBlock(const ModelConfig& config,
 }
 
 absl::StatusOr<std::unique_ptr<RoutedAttention>> RoutedAttention::Create(
-    const ModelConfig& config, const RoutedAttentionShape& shape, Kernels& kernels) {
-  std::unique_ptr<RoutedAttention> attention(new RoutedAttention(config, shape, kernels));
+    const ModelConfig& config, const RoutedAttentionShape& shape, MetaController* controller,
+    Kernels& kernels) {
+  std::unique_ptr<RoutedAttention> attention(
+      new RoutedAttention(config, shape, controller, kernels));
   if (absl::Status s = attention->Allocate(); !s.ok()) return s;
   if (absl::Status s = attention->LoadRope(); !s.ok()) return s;
+  if (shape.max_shadow_rows > 0) {
+    auto shadow = ShadowCheck::Create(ShadowShapeOf(config, shape), kernels);
+    if (!shadow.ok()) return shadow.status();
+    attention->shadow_ = *std::move(shadow);
+  }
   return attention;
 }
 
 absl::Status RoutedAttention::Allocate() {
   const std::int64_t rows = shape_.max_rows, heads = QueryHeads(*config_, shape_);
-  const std::int64_t counters = std::int64_t{shape_.layers} * shape_.heads;
   const struct {
     Buffer* buffer;
     std::int64_t bytes;
@@ -49,17 +60,16 @@ absl::Status RoutedAttention::Allocate() {
       {&o_, rows * heads * config_->head_dim * 4},
       {&m_, rows * heads * 4},
       {&l_, rows * heads * 4},
-      {&decisions_, rows * shape_.heads},
-      {&list_rows_, rows * shape_.heads * 4},
-      {&list_counts_, counters * 4},
-      {&far_tokens_, counters * 8},
+      {&near_stats_, controller_ == nullptr ? 0 : rows * heads * 8},
+      {&decisions_, std::int64_t{shape_.layers} * rows * shape_.heads},
+      {&list_rows_, 2 * rows * shape_.heads * 4},
+      {&list_counts_, std::int64_t{2} * shape_.heads * 4},
   };
   for (const auto& w : wanted) {
     absl::StatusOr<Buffer> buffer = kernels_->device().Allocate(static_cast<std::size_t>(w.bytes));
     if (!buffer.ok()) return buffer.status();
     *w.buffer = *std::move(buffer);
   }
-  zeros_.resize(far_tokens_.bytes());
   return absl::OkStatus();
 }
 
@@ -80,33 +90,100 @@ absl::Status RoutedAttention::LoadRope() {
   return (*stream)->Synchronize();
 }
 
-void RoutedAttention::BeginStep(Stream& stream) {
-  kernels_->device().CopyIn(zeros_.data(), View{&far_tokens_}, far_tokens_.bytes(), stream);
-  kernels_->device().CopyIn(zeros_.data(), View{&list_counts_}, list_counts_.bytes(), stream);
+PageTable RoutedAttention::Pages(int layer) const {
+  const std::size_t offset =
+      static_cast<std::size_t>(layer) * shape_.heads * kernels_->PageBytes(config_->head_dim);
+  return {{&pages_, offset},
+          std::int64_t{shape_.layers} * shape_.heads,
+          shape_.heads,
+          config_->head_dim};
 }
 
-WorkList RoutedAttention::List(int layer) const {
-  const std::size_t offset = static_cast<std::size_t>(layer) * shape_.heads * sizeof(std::int32_t);
-  return {{&list_rows_}, {&list_counts_, offset}, shape_.max_rows};
+WorkList RoutedAttention::List(Mechanism mechanism) const {
+  const std::size_t which = mechanism == Mechanism::kFull ? 0 : 1;
+  const std::size_t heads = static_cast<std::size_t>(shape_.heads);
+  return {{&list_rows_, which * heads * static_cast<std::size_t>(shape_.max_rows) * 4},
+          {&list_counts_, which * heads * 4},
+          shape_.max_rows};
+}
+
+View RoutedAttention::Decisions(int layer, const StepBatch& batch) const {
+  return {&decisions_, static_cast<std::size_t>(layer * batch.rows().tokens * shape_.heads)};
+}
+
+MetaController::Inputs RoutedAttention::ControllerInputs(int layer, const StepBatch& batch,
+                                                         const Io& io) const {
+  return {&batch, Pages(layer), io.x, {&q_}, {{&o_}, {&m_}, {&l_}}, {&near_stats_}};
+}
+
+DecisionRows RoutedAttention::RowsOf(const StepBatch& batch) const {
+  return {.request = batch.requests(),
+          .position = batch.positions(),
+          .eligible = batch.eligible(),
+          .layers = shape_.layers,
+          .head_begin = shape_.head_begin,
+          .head_end = shape_.head_begin + shape_.heads};
+}
+
+// Decisions from elsewhere may ask for linear attention whatever the policies say.
+bool RoutedAttention::NeedsOdds(const StepBatch& batch) const {
+  return controller_ != nullptr && (shape_.source != nullptr || batch.needs_controller());
+}
+
+absl::Status RoutedAttention::BeginStep(const StepBatch& batch, Stream& stream) {
+  if (shadow_ != nullptr) {
+    if (absl::Status s = shadow_->BeginStep(batch, stream); !s.ok()) return s;
+  }
+  if (shape_.source == nullptr) return absl::OkStatus();
+  given_.resize(static_cast<std::size_t>(shape_.layers * batch.rows().tokens * shape_.heads));
+  if (absl::Status s = shape_.source->Decide(RowsOf(batch), given_); !s.ok()) return s;
+  kernels_->device().CopyIn(given_.data(), View{&decisions_}, given_.size(), stream);
+  return absl::OkStatus();
+}
+
+void RoutedAttention::Decide(int layer, const StepBatch& batch, const Io& io, Stream& stream) {
+  const View decisions = Decisions(layer, batch);
+  const MetaController::Inputs in = ControllerInputs(layer, batch, io);
+  if (NeedsOdds(batch)) controller_->Odds(layer, in, stream);
+  if (shape_.source != nullptr) return;  // BeginStep has copied them in
+  if (batch.needs_controller()) {
+    controller_->Decide(layer, in, decisions, stream);
+  } else {
+    kernels_->ForcedRoute({batch.rows(), shape_.heads, batch.route(), decisions}, stream);
+  }
+}
+
+void RoutedAttention::Far(int layer, const StepBatch& batch, const Io& io, Stream& stream) {
+  const AttentionRows& rows = batch.rows();
+  const View decisions = Decisions(layer, batch);
+  const Partial partial = {{&o_}, {&m_}, {&l_}};
+  const float scale = 1.0f / std::sqrt(static_cast<float>(config_->head_dim));
+  const WorkList full = List(Mechanism::kFull), linear = List(Mechanism::kLinear);
+  kernels_->Compact({rows, shape_.heads, Mechanism::kFull, decisions, full}, stream);
+  kernels_->FarFull({rows, Pages(layer), config_->group(), scale, {&q_}, full, partial}, stream);
+  if (controller_ == nullptr) return;
+  kernels_->Compact({rows, shape_.heads, Mechanism::kLinear, decisions, linear}, stream);
+  const MetaController::Inputs in = ControllerInputs(layer, batch, io);
+  if (NeedsOdds(batch)) {
+    controller_->FarLinear(layer, in, linear, stream);
+  } else {
+    controller_->FollowOnly(layer, in, linear, stream);
+  }
 }
 
 void RoutedAttention::Layer(int layer, const LayerWeights& weights, const StepBatch& batch,
-                            View qkv, View out, Stream& stream) {
+                            const Io& io, Stream& stream) {
   const AttentionRows& rows = batch.rows();
   const ModelConfig& c = *config_;
   auto optional = [](const Buffer& b) { return b.bytes() == 0 ? View{} : View{&b}; };
-  const std::size_t layer_pages =
-      static_cast<std::size_t>(layer) * shape_.heads * kernels_->PageBytes(c.head_dim);
-  const PageTable pages = {
-      {&pages_, layer_pages}, std::int64_t{shape_.layers} * shape_.heads, shape_.heads, c.head_dim};
+  const PageTable pages = Pages(layer);
   const Partial partial = {{&o_}, {&m_}, {&l_}};
-  const WorkList list = List(layer);
   const float scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
 
   kernels_->RopeAppend({.rows = rows,
                         .pages = pages,
                         .group = c.group(),
-                        .qkv = qkv,
+                        .qkv = io.qkv,
                         .q_norm = optional(weights.q_norm),
                         .k_norm = optional(weights.k_norm),
                         .norm_eps = c.norm_eps,
@@ -115,25 +192,51 @@ void RoutedAttention::Layer(int layer, const LayerWeights& weights, const StepBa
                         .interleaved = c.rope_interleaved,
                         .q = {&q_}},
                        stream);
-  kernels_->Near({rows, pages, c.group(), scale, {&q_}, partial}, stream);
-  kernels_->ForcedRoute({rows, shape_.heads, batch.route(), {&decisions_}}, stream);
-  const std::size_t counter = static_cast<std::size_t>(layer) * shape_.heads * sizeof(std::int64_t);
-  kernels_->Compact(
-      {rows, shape_.heads, Mechanism::kFull, {&decisions_}, list, {&far_tokens_, counter}}, stream);
-  kernels_->FarFull({rows, pages, c.group(), scale, {&q_}, list, partial}, stream);
+  const View stats = batch.needs_controller() ? View{&near_stats_} : View{};
+  const NearArgs near = {rows, pages, c.group(), scale, {&q_}, partial, stats};
+  kernels_->Near(near, stream);
+  if (shadow_ != nullptr) shadow_->Full(layer, batch, near, stream);
+  Decide(layer, batch, io, stream);
+  Far(layer, batch, io, stream);
   kernels_->Normalize(
-      {partial, rows.tokens, static_cast<int>(QueryHeads(c, shape_)), c.head_dim, out}, stream);
+      {partial, rows.tokens, static_cast<int>(QueryHeads(c, shape_)), c.head_dim, io.out}, stream);
+  if (shadow_ != nullptr) shadow_->Routed(layer, batch, io.out, stream);
 }
 
-absl::StatusOr<RoutedAttention::Totals> RoutedAttention::EndStep(Stream& stream) {
-  const std::size_t n = static_cast<std::size_t>(shape_.layers) * shape_.heads;
-  std::vector<std::int32_t> counts(n);
-  std::vector<std::int64_t> far(n);
-  kernels_->device().CopyOut(View{&list_counts_}, counts.data(), n * 4, stream);
-  kernels_->device().CopyOut(View{&far_tokens_}, far.data(), n * 8, stream);
+absl::StatusOr<StepRouting> RoutedAttention::EndStep(const StepBatch& batch, Stream& stream) {
+  const auto cells = static_cast<std::size_t>(shape_.layers * batch.rows().tokens * shape_.heads);
+  const bool decided = shape_.source == nullptr && batch.needs_controller();
+  std::vector<std::uint8_t> decisions(cells);
+  std::vector<float> uncertainty(decided ? cells : 0);
+  Device& device = kernels_->device();
+  device.CopyOut(View{&decisions_}, decisions.data(), cells, stream);
+  if (decided) device.CopyOut(controller_->uncertainty(), uncertainty.data(), cells * 4, stream);
   if (absl::Status s = stream.Synchronize(); !s.ok()) return s;
-  return Totals{std::accumulate(counts.begin(), counts.end(), std::int64_t{0}),
-                std::accumulate(far.begin(), far.end(), std::int64_t{0})};
+  if (shape_.recorder != nullptr) {
+    if (absl::Status s = shape_.recorder->Record(RowsOf(batch), decisions); !s.ok()) return s;
+  }
+  const std::int64_t d = config_->head_dim, g = config_->group();
+  AttentionCosts costs = {.token = {d * 4, g * d * 2}, .sinks = batch.rows().sinks};
+  if (controller_ != nullptr) {
+    costs.state = controller_->state_work();
+    if (NeedsOdds(batch)) costs.features = controller_->feature_work();
+  }
+  StepRouting routing = CountRouting({.layers = shape_.layers,
+                                      .heads = shape_.heads,
+                                      .sequences = batch.rows().sequences,
+                                      .costs = costs,
+                                      .position = batch.positions(),
+                                      .far_end = batch.far_ends(),
+                                      .sequence = batch.sequences(),
+                                      .decisions = decisions,
+                                      .uncertainty = uncertainty,
+                                      .routed = batch.routed()});
+  if (shadow_ != nullptr) {
+    absl::StatusOr<std::vector<ShadowErrors>> errors = shadow_->EndStep(batch, stream);
+    if (!errors.ok()) return errors.status();
+    routing.shadow = *std::move(errors);
+  }
+  return routing;
 }
 
 }  // namespace metattn

@@ -1,9 +1,10 @@
 // Attention of one layer on one rank: append, near partial, decision per (row, KV head), compacted
-// work list, far span.
+// work lists, far span.
 //
-// Owns the scratch of one step and the K/V pages of every layer; borrows Kernels. One caller. Cost:
-// the near partial for every row, far pages only for rows whose decision is full (design section
-// 3).
+// Owns the scratch of one step and the K/V pages of every layer; borrows Kernels and, where the
+// model has one, the MetaController that decides. Without it rows go where their policy forces them
+// (full or local). One caller. Cost: the near partial for every row, far pages only for rows whose
+// decision is full (design section 3).
 #pragma once
 
 #include <cstdint>
@@ -12,6 +13,10 @@
 
 #include "absl/status/statusor.h"
 #include "engine/model/config.h"
+#include "engine/model/decision_source.h"
+#include "engine/model/meta_controller.h"
+#include "engine/model/routing_counts.h"
+#include "engine/model/shadow_check.h"
 #include "engine/model/step_batch.h"
 #include "engine/model/weights.h"
 #include "kernels/kernels.h"
@@ -24,52 +29,66 @@ struct RoutedAttentionShape {
   int max_rows = 0;
   std::int64_t blocks = 0;
   int max_context = 0;
+  int head_begin = 0;                    // of the model's KV heads, the first of this rank
+  DecisionSource* source = nullptr;      // decides instead of policies; borrowed
+  DecisionRecorder* recorder = nullptr;  // borrowed
+  int max_shadow_rows = 0;               // of a step; 0: the quality watch is off
 };
 
 class RoutedAttention {
  public:
   static absl::StatusOr<std::unique_ptr<RoutedAttention>> Create(const ModelConfig& config,
                                                                  const RoutedAttentionShape& shape,
+                                                                 MetaController* controller,
                                                                  Kernels& kernels);
   static std::int64_t ScratchBytes(const ModelConfig& config, const RoutedAttentionShape& shape);
   static std::int64_t BytesPerBlock(const ModelConfig& config, const RoutedAttentionShape& shape,
                                     const Kernels& kernels);
 
-  // Clears the step's counters; call once before the first layer.
-  void BeginStep(Stream& stream);
-  // qkv: [T, (H*g + 2H) * d] f32; out: [T, H*g*d] f32.
-  void Layer(int layer, const LayerWeights& weights, const StepBatch& batch, View qkv, View out,
+  // Before the first layer; an error of the decision source.
+  [[nodiscard]] absl::Status BeginStep(const StepBatch& batch, Stream& stream);
+  // x: [T, D] f32, what QKV read; qkv: [T, (H*g + 2H) * d] f32; out: [T, H*g*d] f32. Layers in
+  // order, each once a step.
+  struct Io {
+    View x, qkv, out;
+  };
+  void Layer(int layer, const LayerWeights& weights, const StepBatch& batch, const Io& io,
              Stream& stream);
 
-  // Totals of the step over layers and KV heads; waits for the stream.
-  struct Totals {
-    std::int64_t full_rows = 0;   // (row, KV head, layer) routed to full
-    std::int64_t far_tokens = 0;  // far K/V read for them
-  };
-  absl::StatusOr<Totals> EndStep(Stream& stream);
+  // What the step's layers did; waits for the stream.
+  absl::StatusOr<StepRouting> EndStep(const StepBatch& batch, Stream& stream);
 
   std::int64_t page_bytes() const { return static_cast<std::int64_t>(pages_.bytes()); }
 
  private:
-  RoutedAttention(const ModelConfig& config, const RoutedAttentionShape& shape, Kernels& kernels)
-      : config_(&config), shape_(shape), kernels_(&kernels) {}
+  RoutedAttention(const ModelConfig& config, const RoutedAttentionShape& shape,
+                  MetaController* controller, Kernels& kernels)
+      : config_(&config), shape_(shape), controller_(controller), kernels_(&kernels) {}
   absl::Status Allocate();
   absl::Status LoadRope();
-  WorkList List(int layer) const;
+  PageTable Pages(int layer) const;
+  WorkList List(Mechanism mechanism) const;
+  void Decide(int layer, const StepBatch& batch, const Io& io, Stream& stream);
+  void Far(int layer, const StepBatch& batch, const Io& io, Stream& stream);
+  MetaController::Inputs ControllerInputs(int layer, const StepBatch& batch, const Io& io) const;
+  DecisionRows RowsOf(const StepBatch& batch) const;
+  bool NeedsOdds(const StepBatch& batch) const;
+  View Decisions(int layer, const StepBatch& batch) const;
 
   const ModelConfig* config_;
   RoutedAttentionShape shape_;
+  MetaController* controller_;  // null: routes are forced
   Kernels* kernels_;
   Buffer pages_;
-  Buffer cos_sin_;      // [max_context, rotary_dim / 2, 2] f32
-  Buffer q_;            // [T, H*g, d] f32
-  Buffer o_, m_, l_;    // partial triple
-  Buffer decisions_;    // [T, H] u8
-  Buffer list_rows_;    // [H, T] i32, reused by every layer
-  Buffer list_counts_;  // [layers, H] i32
-  Buffer far_tokens_;   // [layers, H] i64
-  std::vector<std::byte>
-      zeros_;  // what the counters are cleared from; lives as long as a copy may run
+  Buffer cos_sin_;                       // [max_context, rotary_dim / 2, 2] f32
+  Buffer q_;                             // [T, H*g, d] f32
+  Buffer o_, m_, l_;                     // partial triple
+  Buffer near_stats_;                    // [T, H*g, 2] f32, with a controller
+  Buffer decisions_;                     // [layers, T, H] u8
+  std::unique_ptr<ShadowCheck> shadow_;  // null: off
+  std::vector<std::uint8_t> given_;      // decisions of the source, [layers, T, H]
+  Buffer list_rows_;                     // [2, H, T] i32: full, linear; reused by every layer
+  Buffer list_counts_;                   // [2, H] i32
 };
 
 }  // namespace metattn

@@ -23,7 +23,7 @@ absl::StatusOr<std::unique_ptr<StepBatch>> StepBatch::Create(const StepBatchLimi
                                                              Device& device) {
   std::unique_ptr<StepBatch> batch(new StepBatch(limits, device));
   const std::int64_t blocks_per_sequence = (limits.max_context + kBlockTokens - 1) / kBlockTokens;
-  const std::int64_t ints = std::int64_t{limits.max_rows} * 5 + 2 * (limits.max_sequences + 1) +
+  const std::int64_t ints = std::int64_t{limits.max_rows} * 5 + 4 * (limits.max_sequences + 1) +
                             limits.max_logit_rows + limits.max_sequences * blocks_per_sequence;
   absl::StatusOr<Buffer> buffer =
       device.Allocate(static_cast<std::size_t>(ints) * sizeof(std::int32_t));
@@ -32,8 +32,34 @@ absl::StatusOr<std::unique_ptr<StepBatch>> StepBatch::Create(const StepBatchLimi
   absl::StatusOr<Buffer> routes = device.Allocate(std::max(limits.max_rows, 1));
   if (!routes.ok()) return routes.status();
   batch->routes_ = *std::move(routes);
+  absl::StatusOr<Buffer> floats =
+      device.Allocate(static_cast<std::size_t>(std::max(limits.max_rows, 1)) * 2 * sizeof(float));
+  if (!floats.ok()) return floats.status();
+  batch->floats_ = *std::move(floats);
   batch->staging_.reserve(ints);
   return batch;
+}
+
+absl::Status StepBatch::CheckStates(const StepPlan& plan) const {
+  if (limits_.state_slots == 0) {
+    for (const RoutePolicy& p : plan.policy) {
+      if (p.route != Route::kRouted && p.route != Route::kLinear) continue;
+      return absl::InvalidArgumentError("step plan: a routed row, but there is no controller");
+    }
+    return absl::OkStatus();
+  }
+  std::vector<bool> taken(static_cast<std::size_t>(limits_.state_slots));
+  for (const StepSequence& s : plan.sequences) {
+    if (s.state_slot >= limits_.state_slots) {
+      return TooMany("as state slot", s.state_slot, limits_.state_slots - 1);
+    }
+    if (taken[static_cast<std::size_t>(s.state_slot)]) {
+      return absl::InvalidArgumentError(
+          absl::StrFormat("step plan: two sequences in state slot %d", s.state_slot));
+    }
+    taken[static_cast<std::size_t>(s.state_slot)] = true;
+  }
+  return absl::OkStatus();
 }
 
 absl::Status StepBatch::Check(const StepPlan& plan) const {
@@ -55,6 +81,7 @@ absl::Status StepBatch::Check(const StepPlan& plan) const {
       }
     }
   }
+  if (absl::Status s = CheckStates(plan); !s.ok()) return s;
   for (std::int32_t id : plan.tokens) {
     if (id < 0 || id >= limits_.vocab) {
       return absl::InvalidArgumentError(
@@ -64,31 +91,59 @@ absl::Status StepBatch::Check(const StepPlan& plan) const {
   return absl::OkStatus();
 }
 
-absl::Status StepBatch::Load(const StepPlan& plan, Stream& stream) {
-  if (absl::Status s = Check(plan); !s.ok()) return s;
-  std::vector<std::int32_t> position, sequence, near_begin, far_end, row_begin{0}, table_begin{0},
-      blocks;
-  counts_ = {};
+void StepBatch::FillRows(const StepPlan& plan) {
+  for (std::vector<std::int32_t>* v :
+       {&position_, &sequence_, &near_begin_, &far_end_, &blocks_, &state_slot_, &state_end_}) {
+    v->clear();
+  }
+  request_.clear();
+  eligible_.clear();
+  row_begin_.assign(1, 0);
+  table_begin_.assign(1, 0);
   for (std::size_t i = 0; i < plan.sequences.size(); ++i) {
     const StepSequence& s = plan.sequences[i];
     for (std::int32_t t = s.start; t < s.start + s.rows; ++t) {
       const std::int32_t begin = NearBegin(t, limits_.window);
-      const bool eligible = begin > limits_.sinks;
-      position.push_back(t);
-      sequence.push_back(static_cast<std::int32_t>(i));
-      near_begin.push_back(begin);
-      far_end.push_back(begin);
-      counts_.dense_tokens += t + 1;
-      counts_.near_tokens += eligible ? limits_.sinks + t - begin + 1 : t + 1;
-      counts_.eligible_rows += eligible ? 1 : 0;
+      position_.push_back(t);
+      sequence_.push_back(static_cast<std::int32_t>(i));
+      near_begin_.push_back(begin);
+      far_end_.push_back(begin);
+      request_.push_back(s.id);
+      eligible_.push_back(begin > limits_.sinks ? 1 : 0);
     }
     const std::size_t needed = (s.start + s.rows + kBlockTokens - 1) / kBlockTokens;
-    blocks.insert(blocks.end(), s.blocks.begin(),
-                  s.blocks.begin() + static_cast<std::ptrdiff_t>(needed));
-    row_begin.push_back(static_cast<std::int32_t>(position.size()));
-    table_begin.push_back(static_cast<std::int32_t>(blocks.size()));
+    blocks_.insert(blocks_.end(), s.blocks.begin(),
+                   s.blocks.begin() + static_cast<std::ptrdiff_t>(needed));
+    row_begin_.push_back(static_cast<std::int32_t>(position_.size()));
+    table_begin_.push_back(static_cast<std::int32_t>(blocks_.size()));
+    state_slot_.push_back(s.state_slot);
+    state_end_.push_back(s.state_position < 0 ? 0 : NearBegin(s.state_position, limits_.window));
   }
+}
 
+void StepBatch::CopyPolicies(const StepPlan& plan, Stream& stream) {
+  const std::size_t rows = plan.policy.size();
+  route_staging_.resize(rows);
+  routed_.resize(rows);
+  float_staging_.resize(rows * 2);
+  needs_controller_ = false;
+  for (std::size_t i = 0; i < rows; ++i) {
+    const RoutePolicy& p = plan.policy[i];
+    route_staging_[i] = static_cast<std::uint8_t>(p.route);
+    routed_[i] = p.route == Route::kRouted ? 1 : 0;
+    float_staging_[i] = p.cost_weight;
+    float_staging_[rows + i] = p.eta;
+    needs_controller_ = needs_controller_ || p.route == Route::kRouted || p.route == Route::kLinear;
+  }
+  offset_eta_ = rows * sizeof(float);
+  device_->CopyIn(route_staging_.data(), View{&routes_}, rows, stream);
+  device_->CopyIn(float_staging_.data(), View{&floats_}, rows * 2 * sizeof(float), stream);
+}
+
+absl::Status StepBatch::Load(const StepPlan& plan, Stream& stream) {
+  if (absl::Status s = Check(plan); !s.ok()) return s;
+  FillRows(plan);
+  shadow_rows_ = plan.shadow_rows;
   staging_.clear();
   auto place = [&](std::span<const std::int32_t> values) {
     const std::size_t offset = staging_.size() * sizeof(std::int32_t);
@@ -99,17 +154,21 @@ absl::Status StepBatch::Load(const StepPlan& plan, Stream& stream) {
   offset_logits_ = place(plan.logit_rows);
   rows_ = {.tokens = static_cast<std::int64_t>(plan.tokens.size()),
            .sequences = static_cast<int>(plan.sequences.size()),
-           .position = {&ints_, place(position)},
-           .sequence = {&ints_, place(sequence)},
-           .row_begin = {&ints_, place(row_begin)},
-           .near_begin = {&ints_, place(near_begin)},
-           .far_end = {&ints_, place(far_end)},
-           .table_begin = {&ints_, place(table_begin)},
-           .blocks = {&ints_, place(blocks)},
+           .position = {&ints_, place(position_)},
+           .sequence = {&ints_, place(sequence_)},
+           .row_begin = {&ints_, place(row_begin_)},
+           .near_begin = {&ints_, place(near_begin_)},
+           .far_end = {&ints_, place(far_end_)},
+           .table_begin = {&ints_, place(table_begin_)},
+           .blocks = {&ints_, place(blocks_)},
            .sinks = limits_.sinks};
+  rows_.linear_end = rows_.far_end;
+  rows_.linear_begin = limits_.sinks;
+  rows_.state_slot = {&ints_, place(state_slot_)};
+  rows_.state_end = {&ints_, place(state_end_)};
   logit_count_ = static_cast<int>(plan.logit_rows.size());
   device_->CopyIn(staging_.data(), View{&ints_}, staging_.size() * sizeof(std::int32_t), stream);
-  device_->CopyIn(plan.route.data(), View{&routes_}, plan.route.size(), stream);
+  CopyPolicies(plan, stream);
   return absl::OkStatus();
 }
 

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -24,14 +25,7 @@ struct StepBatchLimits {
   std::int64_t vocab = 0;
   int window = 256;
   int sinks = 4;
-};
-
-// Tokens read by attention, summed over rows, for one KV head (the counts are the same for every
-// head).
-struct ReadCounts {
-  std::int64_t near_tokens = 0;
-  std::int64_t dense_tokens = 0;
-  std::int64_t eligible_rows = 0;
+  int state_slots = 0;  // of linear states; 0: there is no controller, plans may not ask for one
 };
 
 // First position of the near window of position t: whole blocks, window w (design section 3: a(t)).
@@ -49,21 +43,43 @@ class StepBatch {
   View token_ids() const { return View{&ints_, offset_tokens_}; }   // [T] i32
   View logit_rows() const { return View{&ints_, offset_logits_}; }  // [n] i32
   View route() const { return View{&routes_}; }                     // [T] u8
+  View cost_weight() const { return View{&floats_}; }               // [T] f32
+  View eta() const { return View{&floats_, offset_eta_}; }          // [T] f32
   int logit_count() const { return logit_count_; }
-  const ReadCounts& counts() const { return counts_; }
+  // Some row is routed or linear, so that odds and decisions are needed.
+  bool needs_controller() const { return needs_controller_; }
+
+  // Host copies, for counting what was read.
+  std::span<const std::int32_t> positions() const { return position_; }
+  std::span<const std::int32_t> far_ends() const { return far_end_; }
+  std::span<const std::int32_t> sequences() const { return sequence_; }
+  std::span<const std::int32_t> shadow_rows() const { return shadow_rows_; }
+  std::span<const std::uint64_t> requests() const { return request_; }
+  std::span<const std::uint8_t> eligible() const { return eligible_; }
+  std::span<const std::uint8_t> routed() const { return routed_; }  // 1: the controller decides
 
  private:
   StepBatch(const StepBatchLimits& limits, Device& device) : limits_(limits), device_(&device) {}
   absl::Status Check(const StepPlan& plan) const;
+  absl::Status CheckStates(const StepPlan& plan) const;
 
   StepBatchLimits limits_;
   Device* device_;
-  Buffer ints_, routes_;
+  void FillRows(const StepPlan& plan);
+  void CopyPolicies(const StepPlan& plan, Stream& stream);
+
+  Buffer ints_, routes_, floats_;
   std::vector<std::int32_t> staging_;
+  std::vector<std::int32_t> shadow_rows_;
+  std::vector<std::uint64_t> request_;
+  std::vector<std::uint8_t> route_staging_, routed_, eligible_;
+  std::vector<float> float_staging_;
+  std::vector<std::int32_t> position_, sequence_, near_begin_, far_end_, row_begin_, table_begin_;
+  std::vector<std::int32_t> blocks_, state_slot_, state_end_;
   AttentionRows rows_;
-  std::size_t offset_tokens_ = 0, offset_logits_ = 0;
+  std::size_t offset_tokens_ = 0, offset_logits_ = 0, offset_eta_ = 0;
   int logit_count_ = 0;
-  ReadCounts counts_;
+  bool needs_controller_ = false;
 };
 
 }  // namespace metattn

@@ -1,5 +1,6 @@
 #include "engine/model/step_plan.h"
 
+#include <algorithm>
 #include <cstring>
 #include <limits>
 #include <type_traits>
@@ -10,7 +11,7 @@ namespace metattn {
 namespace {
 
 constexpr std::uint32_t kMagic = 0x4d415350;  // "MASP"
-constexpr std::uint32_t kVersion = 1;
+constexpr std::uint32_t kVersion = 2;
 
 class Writer {
  public:
@@ -68,6 +69,10 @@ absl::Status CheckSequences(const StepPlan& plan) {
   std::int64_t rows = 0;
   for (const StepSequence& s : plan.sequences) {
     if (s.start < 0 || s.rows < 0) return Damaged("a negative position or row count");
+    if (s.state_slot < 0) return Damaged("a negative state slot");
+    if (s.state_position < -1 || s.state_position >= s.start) {
+      return Damaged("a linear state from a later position");
+    }
     const std::int64_t end = std::int64_t{s.start} + s.rows;
     if (static_cast<std::int64_t>(s.blocks.size()) * kBlockTokens < end) {
       return Damaged("a block table shorter than its sequence");
@@ -75,18 +80,55 @@ absl::Status CheckSequences(const StepPlan& plan) {
     rows += s.rows;
   }
   const auto tokens = static_cast<std::int64_t>(plan.tokens.size());
-  if (rows != tokens || plan.route.size() != plan.tokens.size()) {
+  if (rows != tokens || plan.policy.size() != plan.tokens.size()) {
     return Damaged("row counts that do not add up");
   }
-  std::int32_t last = -1;
-  for (std::int32_t row : plan.logit_rows) {
-    if (row <= last || row >= tokens) return Damaged("logit rows out of order or range");
-    last = row;
-  }
-  for (std::uint8_t r : plan.route) {
-    if (r >= kMechanisms) return Damaged("an unknown route");
+  for (const auto* rows : {&plan.logit_rows, &plan.shadow_rows}) {
+    std::int32_t last = -1;
+    for (std::int32_t row : *rows) {
+      if (row <= last || row >= tokens) return Damaged("picked rows out of order or range");
+      last = row;
+    }
   }
   return absl::OkStatus();
+}
+
+absl::Status CheckPolicies(const StepPlan& plan) {
+  for (const RoutePolicy& p : plan.policy) {
+    if (p.route > Route::kRouted) return Damaged("an unknown route");
+    // NaN fails every comparison.
+    if (!(p.cost_weight >= 0 && p.cost_weight <= std::numeric_limits<float>::max())) {
+      return Damaged("a cost weight that is no number >= 0");
+    }
+    if (!(p.eta >= 0 && p.eta <= 1)) return Damaged("an eta outside [0, 1]");
+  }
+  return absl::OkStatus();
+}
+
+// A policy as it travels: without the padding of RoutePolicy, whose bytes nobody has set.
+struct WirePolicy {
+  float cost_weight = 0, eta = 0;
+  std::uint32_t route = 0;
+};
+
+std::vector<WirePolicy> ToWire(const std::vector<RoutePolicy>& policies) {
+  std::vector<WirePolicy> wire;
+  wire.reserve(policies.size());
+  for (const RoutePolicy& p : policies) {
+    wire.push_back({p.cost_weight, p.eta, static_cast<std::uint32_t>(p.route)});
+  }
+  return wire;
+}
+
+// A route out of range stays out of range.
+std::vector<RoutePolicy> FromWire(const std::vector<WirePolicy>& wire) {
+  std::vector<RoutePolicy> policies;
+  policies.reserve(wire.size());
+  for (const WirePolicy& p : wire) {
+    policies.push_back(
+        {static_cast<Route>(std::min<std::uint32_t>(p.route, 255)), p.cost_weight, p.eta});
+  }
+  return policies;
 }
 
 }  // namespace
@@ -103,10 +145,13 @@ std::vector<std::byte> StepPlan::Encode() const {
     out.Put(s.start);
     out.Put(s.rows);
     out.PutVector(s.blocks);
+    out.Put(s.state_slot);
+    out.Put(s.state_position);
   }
   out.PutVector(tokens);
-  out.PutVector(route);
+  out.PutVector(ToWire(policy));
   out.PutVector(logit_rows);
+  out.PutVector(shadow_rows);
   return out.Take();
 }
 
@@ -126,16 +171,21 @@ absl::StatusOr<StepPlan> StepPlan::Decode(std::span<const std::byte> message) {
   plan.kind = static_cast<StepKind>(kind);
   for (std::uint32_t i = 0; i < count; ++i) {
     StepSequence s;
-    if (!in.Get(s.id) || !in.Get(s.start) || !in.Get(s.rows) || !in.GetVector(s.blocks)) {
+    if (!in.Get(s.id) || !in.Get(s.start) || !in.Get(s.rows) || !in.GetVector(s.blocks) ||
+        !in.Get(s.state_slot) || !in.Get(s.state_position)) {
       return Damaged("truncated sequence");
     }
     plan.sequences.push_back(std::move(s));
   }
-  if (!in.GetVector(plan.tokens) || !in.GetVector(plan.route) || !in.GetVector(plan.logit_rows)) {
+  std::vector<WirePolicy> policy;
+  if (!in.GetVector(plan.tokens) || !in.GetVector(policy) || !in.GetVector(plan.logit_rows) ||
+      !in.GetVector(plan.shadow_rows)) {
     return Damaged("truncated rows");
   }
+  plan.policy = FromWire(policy);
   if (!in.AtEnd()) return Damaged("bytes after the end");
   if (absl::Status s = CheckSequences(plan); !s.ok()) return s;
+  if (absl::Status s = CheckPolicies(plan); !s.ok()) return s;
   return plan;
 }
 

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "engine/model/route_policy.h"
 #include "kernels/types.h"
 
 namespace metattn {
@@ -20,37 +21,37 @@ namespace metattn {
 enum class StepKind : std::uint32_t { kForward = 1, kStop = 2 };
 
 struct StepSequence {
-  std::uint64_t id =
-      0;  // unique per sequence while it lives (state of later mechanisms hangs on it)
+  std::uint64_t id = 0;              // unique per sequence while it lives
   std::int32_t start = 0;            // position of the first row of this step
   std::int32_t rows = 0;             // tokens of this step
   std::vector<std::int32_t> blocks;  // block ids covering positions 0 .. start + rows - 1
+  // Where the sequence's linear state lives, and the position whose row left it there; -1: nobody
+  // did, the state is built from the pages. Ignored without a controller.
+  std::int32_t state_slot = 0;
+  std::int32_t state_position = -1;
 };
 
 struct StepPlan {
   StepKind kind = StepKind::kForward;
   std::uint64_t step = 0;
   std::vector<StepSequence> sequences;
-  std::vector<std::int32_t> tokens;      // [T] token ids, sequence after sequence
-  std::vector<std::uint8_t> route;       // [T] Mechanism forced for the row (kFull or kLocal)
-  std::vector<std::int32_t> logit_rows;  // rows whose logits rank 0 needs, ascending
+  std::vector<std::int32_t> tokens;       // [T] token ids, sequence after sequence
+  std::vector<RoutePolicy> policy;        // [T]
+  std::vector<std::int32_t> logit_rows;   // rows whose logits rank 0 needs, ascending
+  std::vector<std::int32_t> shadow_rows;  // rows whose full output is computed too, to compare
 
   std::vector<std::byte> Encode() const;
   static absl::StatusOr<StepPlan> Decode(std::span<const std::byte> message);
 };
 
-// One per rank and step; fixed layout, sent as bytes.
+// One per rank and step, beside the counts of routing_counts.h; sent as bytes.
 struct StepResult {
   std::uint64_t step = 0;
   double step_seconds = 0;
-  double attention_seconds = 0;  // near, far, merge, append
-  double wait_seconds = 0;       // waiting for other ranks in collectives
+  double attention_seconds = 0;   // append, near, feature maps, far, merge
+  double controller_seconds = 0;  // the meta-controller's projection and decisions
+  double wait_seconds = 0;        // waiting for other ranks in collectives
   double transfer_seconds = 0;
-  std::int64_t attention_bytes_read = 0;   // counted per (row, KV head), whatever a tile shares
-  std::int64_t attention_bytes_dense = 0;  // the same rows, all of them full
-  std::int64_t eligible_rows = 0;          // (row, KV head, layer) whose far span is not empty
-  std::int64_t full_rows = 0;              // of those, routed to full
-  std::int64_t local_rows = 0;
 };
 
 }  // namespace metattn

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "absl/strings/str_format.h"
+#include "engine/model/meta_controller.h"
 #include "engine/model/perturbation.h"
 #include "engine/model/routed_attention.h"
 #include "engine/model/step_batch.h"
@@ -46,7 +47,15 @@ std::int64_t ActivationBytes(const ModelConfig& c, const Slice& s, const Transfo
 
 RoutedAttentionShape AttentionShape(const ModelConfig& c, const Slice& s,
                                     const TransformerOptions& o) {
-  return {c.layers, s.heads(), o.max_batch_tokens, o.blocks, o.max_context};
+  return {.layers = c.layers,
+          .heads = s.heads(),
+          .max_rows = o.max_batch_tokens,
+          .blocks = o.blocks,
+          .max_context = o.max_context,
+          .head_begin = s.head_begin,
+          .source = o.source,
+          .recorder = o.recorder,
+          .max_shadow_rows = o.max_shadow_rows};
 }
 
 class DenseTransformer final : public Transformer {
@@ -63,8 +72,7 @@ class DenseTransformer final : public Transformer {
         perturbation_(options.perturb, options.perturb_seed) {}
 
   absl::Status Init(const Checkpoint& checkpoint);
-  absl::Status Forward(const StepPlan& plan, std::vector<float>* logits,
-                       StepResult* result) override;
+  absl::Status Forward(const StepPlan& plan, const Outputs& out) override;
 
   std::int64_t weight_bytes() const override { return weights_.bytes_per_step(); }
   std::int64_t page_bytes() const override { return attention_->page_bytes(); }
@@ -76,7 +84,8 @@ class DenseTransformer final : public Transformer {
   absl::Status Layer(int index);
   absl::Status Logits(std::vector<float>* logits);
   absl::Status CollectLogits(std::vector<float>* logits);
-  absl::Status Fill(const StepPlan& plan, StepResult* result);
+  absl::Status Fill(const StepPlan& plan, const Outputs& out);
+  absl::Status MakeAttention();
   std::int64_t rows() const { return batch_->rows().tokens; }
 
   ModelConfig config_;
@@ -91,6 +100,7 @@ class DenseTransformer final : public Transformer {
   Scratch scratch_;
   std::unique_ptr<Stream> stream_;
   std::unique_ptr<StepBatch> batch_;
+  std::unique_ptr<MetaController> controller_;  // null: routes are forced
   std::unique_ptr<RoutedAttention> attention_;
   std::vector<std::int32_t> positions_;  // of the step's rows, for the perturbation only
   std::vector<std::pair<int, int>> attention_marks_;
@@ -103,22 +113,37 @@ absl::Status DenseTransformer::Init(const Checkpoint& checkpoint) {
   absl::StatusOr<Weights> weights = Weights::Load(checkpoint, config_, slice_, kernels_);
   if (!weights.ok()) return weights.status();
   weights_ = *std::move(weights);
-  const StepBatchLimits limits = {.max_rows = options_.max_batch_tokens,
-                                  .max_sequences = options_.max_sequences,
-                                  .max_logit_rows = options_.max_logit_rows,
-                                  .max_context = options_.max_context,
-                                  .blocks = options_.blocks,
-                                  .vocab = config_.vocab,
-                                  .window = options_.window,
-                                  .sinks = options_.sinks};
+  const StepBatchLimits limits = {
+      .max_rows = options_.max_batch_tokens,
+      .max_sequences = options_.max_sequences,
+      .max_logit_rows = options_.max_logit_rows,
+      .max_context = options_.max_context,
+      .blocks = options_.blocks,
+      .vocab = config_.vocab,
+      .window = options_.window,
+      .sinks = options_.sinks,
+      .state_slots = options_.controller == nullptr ? 0 : options_.max_sequences};
   absl::StatusOr<std::unique_ptr<StepBatch>> batch = StepBatch::Create(limits, kernels_.device());
   if (!batch.ok()) return batch.status();
   batch_ = *std::move(batch);
-  absl::StatusOr<std::unique_ptr<RoutedAttention>> attention =
-      RoutedAttention::Create(config_, AttentionShape(config_, slice_, options_), kernels_);
+  if (absl::Status status = MakeAttention(); !status.ok()) return status;
+  return AllocateScratch();
+}
+
+absl::Status DenseTransformer::MakeAttention() {
+  if (options_.controller != nullptr) {
+    absl::StatusOr<std::unique_ptr<MetaController>> controller =
+        MetaController::Create(*options_.controller, config_, slice_,
+                               {options_.max_batch_tokens, options_.max_sequences}, kernels_);
+    if (!controller.ok()) return controller.status();
+    controller_ = *std::move(controller);
+  }
+  absl::StatusOr<std::unique_ptr<RoutedAttention>> attention = RoutedAttention::Create(
+      config_, AttentionShape(config_, slice_, options_), controller_.get(), kernels_);
   if (!attention.ok()) return attention.status();
   attention_ = *std::move(attention);
-  return AllocateScratch();
+  options_.controller = nullptr;  // only lent for this
+  return absl::OkStatus();
 }
 
 absl::Status DenseTransformer::AllocateScratch() {
@@ -183,7 +208,7 @@ absl::Status DenseTransformer::Layer(int index) {
   if (slice_.heads() > 0) {
     kernels_.Linear({w.qkv.get(), hidden, bias, qkv, rows()}, *stream_);
     const int begin = stream_->Mark();
-    attention_->Layer(index, w, *batch_, qkv, attention, *stream_);
+    attention_->Layer(index, w, *batch_, {hidden, qkv, attention}, *stream_);
     attention_marks_.emplace_back(begin, stream_->Mark());
   }
   kernels_.Linear({w.attn_output.get(), attention, {}, delta, rows()}, *stream_);
@@ -243,34 +268,31 @@ absl::Status DenseTransformer::CollectLogits(std::vector<float>* logits) {
   return absl::OkStatus();
 }
 
-absl::Status DenseTransformer::Fill(const StepPlan& plan, StepResult* result) {
-  absl::StatusOr<RoutedAttention::Totals> totals = attention_->EndStep(*stream_);
-  if (!totals.ok()) return totals.status();
-  if (result == nullptr) return absl::OkStatus();
-  const std::int64_t shards = std::int64_t{config_.layers} * slice_.heads();
-  const std::int64_t token_bytes = std::int64_t{config_.head_dim} * 2 * 2;  // K and V, bf16
-  const ReadCounts& counts = batch_->counts();
+absl::Status DenseTransformer::Fill(const StepPlan& plan, const Outputs& out) {
+  absl::StatusOr<StepRouting> routing = attention_->EndStep(*batch_, *stream_);
+  if (!routing.ok()) return routing.status();
+  if (out.routing != nullptr) *out.routing = *std::move(routing);
+  if (out.result == nullptr) return absl::OkStatus();
   const CommStats comm = comm_.TakeStats();
-  *result = StepResult{};
-  result->step = plan.step;
+  *out.result = StepResult{};
+  out.result->step = plan.step;
   for (const auto& [begin, end] : attention_marks_) {
-    result->attention_seconds += stream_->SecondsBetween(begin, end);
+    out.result->attention_seconds += stream_->SecondsBetween(begin, end);
   }
-  result->wait_seconds = comm.wait_seconds;
-  result->transfer_seconds = comm.transfer_seconds;
-  result->attention_bytes_read = (shards * counts.near_tokens + totals->far_tokens) * token_bytes;
-  result->attention_bytes_dense = shards * counts.dense_tokens * token_bytes;
-  result->eligible_rows = shards * counts.eligible_rows;
-  result->full_rows = totals->full_rows;
-  result->local_rows = result->eligible_rows - totals->full_rows;
+  if (controller_ != nullptr) {
+    out.result->controller_seconds = controller_->Seconds(*stream_);
+    out.result->attention_seconds -= out.result->controller_seconds;
+  }
+  out.result->wait_seconds = comm.wait_seconds;
+  out.result->transfer_seconds = comm.transfer_seconds;
   return absl::OkStatus();
 }
 
-absl::Status DenseTransformer::Forward(const StepPlan& plan, std::vector<float>* logits,
-                                       StepResult* result) {
+absl::Status DenseTransformer::Forward(const StepPlan& plan, const Outputs& out) {
   const Clock::time_point start = Clock::now();
   stream_->ResetMarks();
   attention_marks_.clear();
+  if (controller_ != nullptr) controller_->BeginStep();
   comm_.TakeStats();
   if (absl::Status s = batch_->Load(plan, *stream_); !s.ok()) return s;
   positions_.clear();
@@ -279,15 +301,15 @@ absl::Status DenseTransformer::Forward(const StepPlan& plan, std::vector<float>*
       for (std::int32_t i = 0; i < s.rows; ++i) positions_.push_back(s.start + i);
     }
   }
-  attention_->BeginStep(*stream_);
+  if (absl::Status s = attention_->BeginStep(*batch_, *stream_); !s.ok()) return s;
   if (absl::Status s = Embed(); !s.ok()) return s;
   for (int i = 0; i < config_.layers; ++i) {
     if (absl::Status s = Layer(i); !s.ok()) return s;
   }
-  if (absl::Status s = Logits(logits); !s.ok()) return s;
-  if (absl::Status s = Fill(plan, result); !s.ok()) return s;
-  if (result != nullptr) {
-    result->step_seconds = std::chrono::duration<double>(Clock::now() - start).count();
+  if (absl::Status s = Logits(out.logits); !s.ok()) return s;
+  if (absl::Status s = Fill(plan, out); !s.ok()) return s;
+  if (out.result != nullptr) {
+    out.result->step_seconds = std::chrono::duration<double>(Clock::now() - start).count();
   }
   return absl::OkStatus();
 }
@@ -323,6 +345,10 @@ absl::StatusOr<MemoryNeed> EstimateMemory(const Checkpoint& checkpoint, const Mo
   need.weights = *weights;
   need.scratch = ActivationBytes(config, slice, resolved, slice.vocab_begin == 0) +
                  RoutedAttention::ScratchBytes(config, AttentionShape(config, slice, resolved));
+  if (options.controller != nullptr) {
+    need.scratch += MetaController::Bytes(options.controller->spec(), config, slice.heads(),
+                                          {resolved.max_batch_tokens, resolved.max_sequences});
+  }
   const std::int64_t padded_dim = (config.head_dim + 15) / 16 * 16;
   need.per_block = std::int64_t{config.layers} * slice.heads() * kBlockTokens * padded_dim * 4;
   return need;

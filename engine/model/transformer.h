@@ -16,6 +16,9 @@
 #include "absl/status/statusor.h"
 #include "engine/formats/checkpoint.h"
 #include "engine/model/config.h"
+#include "engine/model/controller_file.h"
+#include "engine/model/decision_source.h"
+#include "engine/model/routing_counts.h"
 #include "engine/model/step_plan.h"
 #include "kernels/kernels.h"
 #include "parallel/communicator.h"
@@ -25,12 +28,16 @@ namespace metattn {
 
 struct TransformerOptions {
   int window = 256;            // w: positions a row reads at least, itself included
-  int sinks = 4;               // s
+  int sinks = 4;               // s; both must be the controller's where there is one
   int max_batch_tokens = 512;  // rows of one step at most
   int max_sequences = 64;      // sequences of one step at most
   int max_logit_rows = 64;     // rows of one step whose logits are wanted, at most
   int max_context = 0;         // positions; 0: the model's own
   std::int64_t blocks = 0;     // K/V capacity in blocks of kBlockTokens
+  const ControllerFile* controller = nullptr;  // null: routes are forced; only during Create
+  DecisionSource* source = nullptr;      // decides instead of policies; outlives the transformer
+  DecisionRecorder* recorder = nullptr;  // likewise; null: nothing is recorded
+  int max_shadow_rows = 0;               // of a step; 0: no quality watch
   double perturb =
       0;  // > 0: relative seeded noise on embeddings and all-reduce sums (to measure bounds)
   std::uint64_t perturb_seed = 1;
@@ -47,8 +54,13 @@ class Transformer {
   virtual ~Transformer() = default;
 
   // Runs the plan. On rank 0 `logits` receives [plan.logit_rows, V] f32; others may pass null.
-  [[nodiscard]] virtual absl::Status Forward(const StepPlan& plan, std::vector<float>* logits,
-                                             StepResult* result) = 0;
+  // `routing` receives this rank's counts.
+  struct Outputs {
+    std::vector<float>* logits = nullptr;
+    StepResult* result = nullptr;
+    StepRouting* routing = nullptr;
+  };
+  [[nodiscard]] virtual absl::Status Forward(const StepPlan& plan, const Outputs& out) = 0;
 
   virtual std::int64_t weight_bytes() const = 0;  // on this rank
   virtual std::int64_t page_bytes() const = 0;    // all pages on this rank

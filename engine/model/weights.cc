@@ -7,6 +7,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "engine/model/tensor_values.h"
+#include "engine/model/upload.h"
 
 namespace metattn {
 namespace {
@@ -66,28 +68,6 @@ absl::StatusOr<std::unique_ptr<Matrix>> PackCuts(const Checkpoint& checkpoint,
   return kernels.Pack(parts, cuts.front().col_end - cuts.front().col_begin);
 }
 
-absl::Status ToFloat(const TensorInfo& tensor, std::int64_t begin, std::int64_t count, float* out) {
-  const std::byte* data = tensor.data.data();
-  for (std::int64_t i = 0; i < count; ++i) {
-    if (tensor.dtype == DType::kF32) {
-      std::memcpy(out + i, data + (begin + i) * 4, 4);
-      continue;
-    }
-    std::uint16_t half = 0;
-    std::memcpy(&half, data + (begin + i) * 2, 2);
-    if (tensor.dtype == DType::kF16) {
-      out[i] = F16ToF32(half);
-    } else if (tensor.dtype == DType::kBF16) {
-      out[i] = Bf16ToF32(half);
-    } else {
-      return absl::UnimplementedError(
-          absl::StrFormat("tensor %s: a vector of type %s is not supported", tensor.name,
-                          std::string(Info(tensor.dtype).name)));
-    }
-  }
-  return absl::OkStatus();
-}
-
 struct VectorCut {
   std::string name;
   std::int64_t size = 0, begin = 0, end = 0;
@@ -101,21 +81,11 @@ absl::StatusOr<Buffer> LoadVector(const Checkpoint& checkpoint, std::span<const 
     const std::array<std::int64_t, 1> shape = {cut.size};
     absl::StatusOr<const TensorInfo*> tensor = checkpoint.Require(cut.name, shape);
     if (!tensor.ok()) return tensor.status();
-    const std::size_t at = values.size();
-    values.resize(at + static_cast<std::size_t>(cut.end - cut.begin));
-    if (absl::Status s = ToFloat(**tensor, cut.begin, cut.end - cut.begin, values.data() + at);
-        !s.ok()) {
-      return s;
-    }
+    absl::StatusOr<std::vector<float>> part = FloatValues(**tensor, cut.begin, cut.end - cut.begin);
+    if (!part.ok()) return part.status();
+    values.insert(values.end(), part->begin(), part->end());
   }
-  absl::StatusOr<Buffer> buffer =
-      kernels.device().Allocate(std::max<std::size_t>(values.size() * 4, 64));
-  if (!buffer.ok()) return buffer.status();
-  absl::StatusOr<std::unique_ptr<Stream>> stream = kernels.device().NewStream();
-  if (!stream.ok()) return stream.status();
-  kernels.device().CopyIn(values.data(), View{&*buffer}, values.size() * 4, **stream);
-  if (absl::Status s = (*stream)->Synchronize(); !s.ok()) return s;
-  return buffer;
+  return UploadFloats(values, kernels.device());
 }
 
 // All matrices of a slice as cuts; packing, byte counts and checks walk the same list.

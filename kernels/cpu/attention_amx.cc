@@ -23,6 +23,7 @@
 #include <cstdint>
 
 #include "kernels/cpu/amx.h"
+#include "kernels/cpu/attention_stats.h"
 #include "kernels/cpu/pages.h"
 #include "kernels/cpu/vec.h"
 
@@ -34,6 +35,7 @@ constexpr int kBlock = 2 * kSide;  // queries at a time
 constexpr int kPages = kSpanTokens / kBlockTokens;
 constexpr float kMinusInfinity = -__builtin_inff();
 constexpr float kLog2E = 1.44269504088896341f;
+constexpr float kLn2 = 0.69314718055994531f;
 static_assert(kSide == kLanes);
 
 METATTN_INLINE std::int64_t RoundedQueries(const AttentionPlan& plan, int group) {
@@ -151,7 +153,21 @@ void AmxSpans::Scores(const std::uint16_t* q) {
   }
 }
 
-// Turns the scores of one query into bf16 probabilities, m and the lanes of l.
+// Log-sum-exp of the sinks for the queries of one tile, `first` and on. A row that reads the sinks
+// reads all of them, so the first chunks are theirs.
+void AmxSpans::Sinks(int first, const SpanSums& out) {
+  const float* s = s_ + first / kSide % 2 * kChunks * kChunkFloats;
+  F32v lse = Set(kMinusInfinity);
+  for (int begin = 0; begin < sinks_; begin += kSide, s += kSide * kSide) {
+    const F32v more = ColumnsLse(s, kSide, Smaller(sinks_ - begin, kSide), task_.scale);
+    lse = begin == 0 ? more : LogAddExp(lse, more);
+  }
+  Store(out.sink + first, lse);
+}
+
+// Turns the scores of one query into bf16 probabilities, m and the lanes of l; with statistics the
+// lanes of t.
+template <bool kStats>
 void AmxSpans::Softmax(int query, const SpanSums& out) {
   float* const s = s_ + query / kSide % 2 * kChunks * kChunkFloats + query % kSide * kSide;
   const auto* bits = reinterpret_cast<const std::uint32_t*>(masks_ + query / task_.group * kPages);
@@ -173,20 +189,32 @@ void AmxSpans::Softmax(int query, const SpanSums& out) {
   const F32v factor = Set(task_.scale * kLog2E);
   const F32v shift = Set(m == kMinusInfinity ? 0.0f : m);  // the largest gives exactly 1
   F32v sum[2] = {Zero(), Zero()};
+  [[maybe_unused]] F32v off[2] = {Zero(), Zero()};  // sum p (score - m), to base 2
   for (int c = 0; c < count_; ++c) {
     float* at = s + c * kChunkFloats;
     const std::uint32_t read = bits[chunks_[c].index];
-    F32v low = Exp2(Mul(Sub(Load(at), shift), factor));
-    F32v high = Exp2(Mul(Sub(Load(at + kSide * kSide), shift), factor));
+    F32v low_off = Mul(Sub(Load(at), shift), factor);
+    F32v high_off = Mul(Sub(Load(at + kSide * kSide), shift), factor);
+    F32v low = Exp2(low_off);
+    F32v high = Exp2(high_off);
     if (read != kAll) {
       low = Keep(low, read, Zero());
       high = Keep(high, read >> kSide, Zero());
+      if constexpr (kStats) {
+        low_off = Keep(low_off, read, Zero());
+        high_off = Keep(high_off, read >> kSide, Zero());
+      }
+    }
+    if constexpr (kStats) {
+      off[0] = Fma(low, low_off, off[0]);
+      off[1] = Fma(high, high_off, off[1]);
     }
     sum[0] = Add(sum[0], low);
     sum[1] = Add(sum[1], high);
     _mm512_storeu_si512(at, (__m512i)_mm512_cvtne2ps_pbh(high, low));
   }
   Store(out.l + query * kLanes, Add(sum[0], sum[1]));
+  if constexpr (kStats) Store(out.t + query * kLanes, Mul(Add(off[0], off[1]), Set(kLn2)));
 }
 
 // O of one or two tiles of queries.
@@ -224,12 +252,15 @@ void AmxSpans::Values(float* o) {
   }
 }
 
-template <int kRowTiles>
+template <int kRowTiles, bool kStats>
 void AmxSpans::Block(int first, const SpanSums& out) {
   StoresBeforeTileLoads();
   Scores<kRowTiles>(q_ + std::int64_t{first} * dim_);
+  if constexpr (kStats) {
+    for (int tile = 0; tile < kRowTiles; ++tile) Sinks(first + tile * kSide, out);
+  }
   for (int query = first; query < Smaller(first + kRowTiles * kSide, queries_); ++query) {
-    Softmax(query, out);
+    Softmax<kStats>(query, out);
   }
   StoresBeforeTileLoads();
   Values<kRowTiles>(out.o + std::int64_t{first} * dim_);
@@ -237,11 +268,13 @@ void AmxSpans::Block(int first, const SpanSums& out) {
 
 void AmxSpans::Run(const Tile& tile, int span, const SpanSums& out) {
   FindChunks(tile, span);
+  sinks_ = SinksIn(task_.rows.sinks, span, kSpanTokens);
+  const bool stats = out.t != nullptr;
   for (int first = 0; first < queries_; first += kBlock) {
     if (queries_ - first > kSide) {
-      Block<2>(first, out);
+      stats ? Block<2, true>(first, out) : Block<2, false>(first, out);
     } else {
-      Block<1>(first, out);
+      stats ? Block<1, true>(first, out) : Block<1, false>(first, out);
     }
   }
 }

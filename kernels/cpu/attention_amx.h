@@ -31,9 +31,11 @@ METATTN_INLINE bool AmxAttention(const OpContext& context, int head_dim, float s
 
 // Where a span's partials go; arrays have room for the tile's queries rounded up to 16.
 struct SpanSums {
-  float* o;  // [Q, D]
-  float* l;  // [Q, kLanes]: their sum is l
-  float* m;  // [Q]; -inf: the query reads nothing here, its o is arbitrary
+  float* o;     // [Q, D]
+  float* l;     // [Q, kLanes]: their sum is l
+  float* m;     // [Q]; -inf: the query reads nothing here, its o is arbitrary
+  float* t;     // [Q, kLanes]: their sum is sum p (score - m); null without statistics
+  float* sink;  // [Q]: log-sum-exp of the sinks in the span; with statistics only
 };
 
 class AmxSpans {
@@ -67,10 +69,12 @@ class AmxSpans {
   void RoundQuery(const float* q, int query);
   void FindChunks(const Tile& tile, int span);
   const std::uint32_t* MaskValues(const std::uint32_t* v, std::uint32_t tokens, int index);
-  template <int kRowTiles>
+  template <int kRowTiles, bool kStats>
   void Block(int first, const SpanSums& out);
   template <int kRowTiles>
   void Scores(const std::uint16_t* q);
+  void Sinks(int first, const SpanSums& out);
+  template <bool kStats>
   void Softmax(int query, const SpanSums& out);
   template <int kRowTiles>
   void Values(float* o);
@@ -78,7 +82,7 @@ class AmxSpans {
   const AttentionPlan& plan_;
   const AttentionTask& task_;
   const int dim_;
-  int queries_ = 0, count_ = 0;
+  int queries_ = 0, count_ = 0, sinks_ = 0;  // sinks_: of the span
   Chunk chunks_[kChunks];
   float* s_;              // [2][kChunks][2][16][16] scores; probabilities over the first halves
   std::uint16_t* q_;      // [Q, D]

@@ -18,6 +18,7 @@ void FarFull(const FarFullArgs& args, OpContext& context) {
                               .scale = args.scale,
                               .q = args.q.As<float>(),
                               .partial = args.partial,
+                              .stats = nullptr,
                               .fresh = false,
                               .amx = amx};
   RunAttention(plan, task, context);

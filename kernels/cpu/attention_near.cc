@@ -19,6 +19,7 @@ void Near(const NearArgs& args, OpContext& context) {
                               .scale = args.scale,
                               .q = args.q.As<float>(),
                               .partial = args.out,
+                              .stats = args.stats.As<float>(),
                               .fresh = true,
                               .amx = amx};
   RunAttention(plan, task, context);

@@ -21,6 +21,9 @@
 
 #include "kernels/cpu/amx.h"
 #include "kernels/cpu/attention_amx.h"
+#include "kernels/cpu/attention_stats.h"
+#include "kernels/cpu/page_products.h"
+#include "kernels/cpu/page_softmax.h"
 #include "kernels/cpu/pages.h"
 #include "kernels/cpu/vec.h"
 #include "kernels/types.h"
@@ -28,14 +31,7 @@
 namespace metattn::cpu::METATTN_ISA {
 namespace {
 
-constexpr int kQueryBlock = 6;
-constexpr int kPageVectors = kBlockTokens / kLanes;
-constexpr int kGroupVectors = kGroupTokens / kLanes;
-// Vectors of accumulators per query: 4 with 32 registers, 2 with 16.
-constexpr int kWide = kLanes == 16 ? 4 : 2;
 constexpr int kPagesPerSpan = kSpanTokens / kBlockTokens;
-// With more queries a page costs more to compute than to read.
-constexpr int kPrefetchQueries = 4;
 constexpr float kMinusInfinity = -__builtin_inff();
 
 // Scratch of one worker for a tile; Q queries, each array 64-byte aligned.
@@ -44,6 +40,8 @@ struct TileScratch {
   float* s;             // [Q, 64] scores, then exp(score - m)
   float* o;             // [Q, D]
   float* l;             // [Q, kLanes] lane sums
+  float* t;             // [Q, kLanes] lane sums of p (score - m); statistics only
+  float* sink;          // [Q] log-sum-exp of the span's sinks; statistics only
   float* m;             // [Q]
   std::uint64_t* bits;  // [rows] which tokens of the page the row reads
 };
@@ -52,162 +50,20 @@ struct TileShape {
   int queries, head_dim, padded;
 };
 
-// Span partial as kept for a later merge: o [D], then m, l.
+// A span's sums of one query; t and sink with statistics only.
+struct SpanPartial {
+  const float* o;  // [D]
+  float m, l;
+  float t = 0.0f, sink = kMinusInfinity;
+};
+
+// As kept for a later merge: o [D], then m, l, t, sink.
 METATTN_INLINE std::int64_t PartialFloats(int padded) { return padded + 16; }
 
 float ExpOne(float x) {
   float lanes[kLanes];
   Store(lanes, Exp(Set(x)));
   return lanes[0];
-}
-
-// Scores of QB queries with kVectors vectors of tokens that start at the words `k` of a page; the
-// page `ahead` words further on will be needed next.
-template <int QB, int kVectors>
-METATTN_INLINE void ScoreBlock(const std::uint32_t* k, [[maybe_unused]] std::int64_t ahead,
-                               int padded, const float* q, float* s) {
-  F32v acc[QB][kVectors];
-  for (int i = 0; i < QB; ++i) {
-    for (int v = 0; v < kVectors; ++v) acc[i][v] = Zero();
-  }
-  const int pairs = padded / 2;
-  for (int p = 0; p < pairs; ++p) {
-    const std::uint32_t* words = k + p * kBlockTokens;
-    F32v half[kVectors];
-    for (int v = 0; v < kVectors; ++v) {
-      if constexpr (QB <= kPrefetchQueries) __builtin_prefetch(words + ahead + v * kLanes, 0, 2);
-      half[v] = EvenBf16(words + v * kLanes);
-    }
-    for (int i = 0; i < QB; ++i) {
-      const F32v x = Set(q[i * padded + 2 * p]);
-      for (int v = 0; v < kVectors; ++v) acc[i][v] = Fma(x, half[v], acc[i][v]);
-    }
-    for (int v = 0; v < kVectors; ++v) {
-      half[v] = OddBf16(words + v * kLanes);
-    }
-    for (int i = 0; i < QB; ++i) {
-      const F32v x = Set(q[i * padded + 2 * p + 1]);
-      for (int v = 0; v < kVectors; ++v) acc[i][v] = Fma(x, half[v], acc[i][v]);
-    }
-  }
-  for (int i = 0; i < QB; ++i) {
-    for (int v = 0; v < kVectors; ++v) Store(s + i * kBlockTokens + v * kLanes, acc[i][v]);
-  }
-}
-
-// The K or V words of one page, and which of its token groups (K) or tokens (V) are read.
-struct PagePart {
-  const std::uint32_t* words;
-  std::int64_t ahead;  // words to the same place of the page that is read next
-  int padded;          // dims of a head in storage
-  int first, end;
-};
-
-// Token groups [first, end) of a page for QB queries.
-template <int QB>
-void ScoreGroups(const PagePart& k, const float* q, float* s) {
-  constexpr int kAtOnce = kWide / kGroupVectors;
-  int g = k.first;
-  for (; g + kAtOnce <= k.end; g += kAtOnce) {
-    ScoreBlock<QB, kWide>(k.words + g * kGroupTokens, k.ahead, k.padded, q, s + g * kGroupTokens);
-  }
-  for (; g < k.end; ++g) {
-    ScoreBlock<QB, kGroupVectors>(k.words + g * kGroupTokens, k.ahead, k.padded, q,
-                                  s + g * kGroupTokens);
-  }
-}
-
-// acc += P of one token times its dims.
-template <int QB, int kVectors>
-METATTN_INLINE void AddToken(const float* p, const F32v (&v)[kVectors], F32v (&acc)[QB][kVectors]) {
-  for (int i = 0; i < QB; ++i) {
-    const F32v x = Set(p[i * kBlockTokens]);
-    for (int j = 0; j < kVectors; ++j) acc[i][j] = Fma(x, v[j], acc[i][j]);
-  }
-}
-
-// O += P V for QB queries and kVectors vectors of dims, tokens [first, end) of the page. Tokens
-// outside are not touched: they may never have been written.
-template <int QB, int kVectors>
-METATTN_INLINE void ValueBlock(const PagePart& part, const float* p, float* o) {
-  const std::uint32_t* const v = part.words;
-  [[maybe_unused]] const std::int64_t ahead = part.ahead;
-  const int padded = part.padded, end = part.end;
-  F32v acc[QB][kVectors], half[kVectors];
-  for (int i = 0; i < QB; ++i) {
-    for (int j = 0; j < kVectors; ++j) acc[i][j] = Load(o + i * padded + j * kLanes);
-  }
-  int t = part.first;
-  if (t % 2 == 1) {
-    const std::uint32_t* words = v + t / 2 * padded;
-    for (int j = 0; j < kVectors; ++j) half[j] = OddBf16(words + j * kLanes);
-    AddToken<QB, kVectors>(p + t, half, acc);
-    ++t;
-  }
-  for (; t + 2 <= end; t += 2) {
-    const std::uint32_t* words = v + t / 2 * padded;
-    for (int j = 0; j < kVectors; ++j) {
-      if constexpr (QB <= kPrefetchQueries) __builtin_prefetch(words + ahead + j * kLanes, 0, 2);
-      half[j] = EvenBf16(words + j * kLanes);
-    }
-    AddToken<QB, kVectors>(p + t, half, acc);
-    for (int j = 0; j < kVectors; ++j) half[j] = OddBf16(words + j * kLanes);
-    AddToken<QB, kVectors>(p + t + 1, half, acc);
-  }
-  if (t < end) {
-    const std::uint32_t* words = v + t / 2 * padded;
-    for (int j = 0; j < kVectors; ++j) half[j] = EvenBf16(words + j * kLanes);
-    AddToken<QB, kVectors>(p + t, half, acc);
-  }
-  for (int i = 0; i < QB; ++i) {
-    for (int j = 0; j < kVectors; ++j) Store(o + i * padded + j * kLanes, acc[i][j]);
-  }
-}
-
-template <int QB>
-void AddValues(const PagePart& v, const float* p, float* o) {
-  PagePart part = v;
-  int d = 0;
-  for (; d + kWide * kLanes <= v.padded; d += kWide * kLanes, part.words += kWide * kLanes) {
-    ValueBlock<QB, kWide>(part, p, o + d);
-  }
-  for (; d < v.padded; d += kLanes, part.words += kLanes) ValueBlock<QB, 1>(part, p, o + d);
-}
-
-using PageFunction = void (*)(const PagePart&, const float*, float*);
-constexpr PageFunction kScore[kQueryBlock] = {ScoreGroups<1>, ScoreGroups<2>, ScoreGroups<3>,
-                                              ScoreGroups<4>, ScoreGroups<5>, ScoreGroups<6>};
-constexpr PageFunction kValue[kQueryBlock] = {AddValues<1>, AddValues<2>, AddValues<3>,
-                                              AddValues<4>, AddValues<5>, AddValues<6>};
-
-// Turns the scores of one query into exp(score - m) with its new maximum. Token groups outside
-// [first, end) were not computed and are not read later; `bits` has a token among the others.
-void SoftmaxRow(std::uint64_t bits, int first, int end, int query, const TileShape& shape,
-                const TileScratch& tile) {
-  float* s = tile.s + query * kBlockTokens;
-  float* o = tile.o + query * shape.padded;
-  float* l = tile.l + query * kLanes;
-  F32v scores[kPageVectors];
-  F32v largest = Set(kMinusInfinity);
-  for (int v = first * kGroupVectors; v < end * kGroupVectors; ++v) {
-    scores[v] = Keep(Load(s + v * kLanes), bits >> (v * kLanes), Set(kMinusInfinity));
-    largest = Max(largest, scores[v]);
-  }
-  const float page_max = ReduceMax(largest);
-  F32v sum = Load(l);
-  if (page_max > tile.m[query]) {
-    const F32v factor = Exp(Set(tile.m[query] - page_max));
-    for (int d = 0; d < shape.padded; d += kLanes) Store(o + d, Mul(Load(o + d), factor));
-    sum = Mul(sum, factor);
-    tile.m[query] = page_max;
-  }
-  const F32v m = Set(tile.m[query]);
-  for (int v = first * kGroupVectors; v < end * kGroupVectors; ++v) {
-    const F32v p = Exp(Sub(scores[v], m));
-    sum = Add(sum, p);
-    Store(s + v * kLanes, p);
-  }
-  Store(l, sum);
 }
 
 class TileRunner {
@@ -232,6 +88,10 @@ class TileRunner {
     at += queries * kBlockTokens;
     tile_.l = at;
     at += queries * kLanes;
+    tile_.t = at;
+    at += queries * kLanes;
+    tile_.sink = at;
+    at += queries;
     tile_.bits = reinterpret_cast<std::uint64_t*>(at);
     at += plan.max_rows * 2;
     tile_.m = at;
@@ -239,7 +99,8 @@ class TileRunner {
 
   static std::size_t Bytes(const AttentionPlan& plan, const AttentionTask& task) {
     const std::int64_t queries = Queries(plan, task);
-    const std::int64_t per_query = 2 * PaddedDim(task.pages.head_dim) + kBlockTokens + kLanes + 1;
+    const std::int64_t per_query =
+        2 * PaddedDim(task.pages.head_dim) + kBlockTokens + 2 * kLanes + 2;
     return AmxBytes(plan, task) +
            static_cast<std::size_t>(queries * per_query + plan.max_rows * 2) * sizeof(float);
   }
@@ -250,11 +111,11 @@ class TileRunner {
     if (task_.fresh) Clear(tile);
     for (int i = 0; i < tile.spans; ++i) {
       RunSpan(tile, tile.SpanAt(i));
-      for (int query = 0; query < shape_.queries; ++query) {
-        Merge(tile, query, tile_.o + query * shape_.padded, tile_.m[query],
-              ReduceAdd(Load(tile_.l + query * kLanes)));
-      }
+      ForEachQuery(tile, [&](int query, std::int64_t index, bool stats) {
+        Merge(index, stats, SpanOf(query));
+      });
     }
+    FinishStats(tile);
   }
 
   // A unit of a shared tile: its span partials go to `partials` [spans, Q].
@@ -265,24 +126,29 @@ class TileRunner {
       for (int query = 0; query < shape_.queries; ++query) {
         float* to =
             partials + (std::int64_t{i} * shape_.queries + query) * PartialFloats(shape_.padded);
-        for (int d = 0; d < shape_.padded; d += kLanes) {
-          Store(to + d, Load(tile_.o + query * shape_.padded + d));
-        }
-        to[shape_.padded] = tile_.m[query];
-        to[shape_.padded + 1] = ReduceAdd(Load(tile_.l + query * kLanes));
+        const SpanPartial span = SpanOf(query);
+        for (int d = 0; d < shape_.padded; d += kLanes) Store(to + d, Load(span.o + d));
+        to += shape_.padded;
+        to[0] = span.m;
+        to[1] = span.l;
+        to[2] = span.t;
+        to[3] = span.sink;
       }
     }
   }
 
   // All units of the tile are done: merges their partials in span order.
   void MergeUnits(const Tile& tile, const float* partials) {
-    shape_.queries = tile.rows * task_.group;
+    Prepare(tile);
     if (task_.fresh) Clear(tile);
-    for (std::int64_t i = 0; i < std::int64_t{tile.spans} * shape_.queries; ++i) {
-      const float* from = partials + i * PartialFloats(shape_.padded);
-      Merge(tile, static_cast<int>(i % shape_.queries), from, from[shape_.padded],
-            from[shape_.padded + 1]);
+    for (int i = 0; i < tile.spans; ++i) {
+      ForEachQuery(tile, [&](int, std::int64_t index, bool stats) {
+        const float* of = partials + shape_.padded;
+        Merge(index, stats, {partials, of[0], of[1], of[2], of[3]});
+        partials += PartialFloats(shape_.padded);
+      });
     }
+    FinishStats(tile);
   }
 
  private:
@@ -305,8 +171,32 @@ class TileRunner {
     return row * task_.pages.heads * task_.group + tile.head * task_.group + query % task_.group;
   }
 
-  void Start(const Tile& tile) {
+  // function(query, its index in [T, H*g], whether its statistics are wanted), in order.
+  template <typename Function>
+  METATTN_INLINE void ForEachQuery(const Tile& tile, Function function) const {
+    int query = 0;
+    for (int r = 0; r < tile.rows; ++r) {
+      const bool stats = stats_ && Eligible(tile, r);
+      const std::int64_t first = Index(tile, query);
+      for (int i = 0; i < task_.group; ++i) function(query++, first + i, stats);
+    }
+  }
+
+  bool Eligible(const Tile& tile, int row) const {
+    const std::int32_t t = plan_.ranges[tile.first_range + row].row;
+    return task_.rows.far_end.As<std::int32_t>()[t] > task_.rows.sinks;
+  }
+
+  void Prepare(const Tile& tile) {
     shape_.queries = tile.rows * task_.group;
+    stats_ = false;
+    for (int r = 0; task_.stats != nullptr && r < tile.rows && !stats_; ++r) {
+      stats_ = Eligible(tile, r);
+    }
+  }
+
+  void Start(const Tile& tile) {
+    Prepare(tile);
 #if defined(__AMX_BF16__)
     if (OnAmx()) {
       amx_.Start(shape_.queries,
@@ -326,18 +216,33 @@ class TileRunner {
   }
 
   void Clear(const Tile& tile) {
-    for (int query = 0; query < shape_.queries; ++query) {
-      const std::int64_t index = Index(tile, query);
+    ForEachQuery(tile, [&](int, std::int64_t index, bool stats) {
       float* o = task_.partial.o.As<float>() + index * shape_.head_dim;
       for (int d = 0; d < shape_.head_dim; ++d) o[d] = 0.0f;
       task_.partial.m.As<float>()[index] = kMinusInfinity;
       task_.partial.l.As<float>()[index] = 0.0f;
-    }
+      if (!stats) return;
+      task_.stats[2 * index] = kMinusInfinity;
+      task_.stats[2 * index + 1] = 0.0f;  // t until FinishStats
+    });
+  }
+
+  void FinishStats(const Tile& tile) const {
+    if (!stats_) return;
+    ForEachQuery(tile, [&](int, std::int64_t index, bool stats) {
+      if (!stats) return;
+      const float t = task_.stats[2 * index + 1];
+      task_.stats[2 * index + 1] =
+          task_.partial.m.As<float>()[index] + t / task_.partial.l.As<float>()[index];
+    });
   }
 
   void RunSpan(const Tile& tile, int span) {
 #if defined(__AMX_BF16__)
-    if (OnAmx()) return amx_.Run(tile, span, {tile_.o, tile_.l, tile_.m});
+    if (OnAmx()) {
+      return amx_.Run(tile, span,
+                      {tile_.o, tile_.l, tile_.m, stats_ ? tile_.t : nullptr, tile_.sink});
+    }
 #endif
     for (std::int64_t i = 0; i < std::int64_t{shape_.queries} * shape_.padded; i += kLanes) {
       Store(tile_.o + i, Zero());
@@ -345,6 +250,8 @@ class TileRunner {
     for (int query = 0; query < shape_.queries; ++query) {
       tile_.m[query] = kMinusInfinity;
       Store(tile_.l + query * kLanes, Zero());
+      Store(tile_.t + query * kLanes, Zero());
+      tile_.sink[query] = kMinusInfinity;
     }
     for (int page = span * kPagesPerSpan; page < (span + 1) * kPagesPerSpan; ++page) {
       RunPage(tile, page);
@@ -367,18 +274,22 @@ class TileRunner {
     const std::uint32_t* k = PageAt(task_.pages, blocks[table[0] + page], tile.head);
     const std::int32_t next = Smaller(table[0] + page + 1, table[1] - 1);
     const std::int64_t ahead = PageAt(task_.pages, blocks[next], tile.head) - k;
-    const PagePart keys = {k, ahead, shape_.padded, first_group, end_group};
-    const PagePart values = {k + KeyWords(shape_.padded), ahead, shape_.padded, first, end};
+    const PagePart keys = {k, ahead, shape_.padded, first_group, end_group, 0};
+    const PagePart values = {
+        k + KeyWords(shape_.padded), ahead, shape_.padded, first, end, shape_.padded};
     for (int query = 0; query < shape_.queries; query += kQueryBlock) {
       const int n = Smaller(kQueryBlock, shape_.queries - query);
       kScore[n - 1](keys, tile_.q + query * shape_.padded, tile_.s + query * kBlockTokens);
     }
+    if (stats_) AddSinks(page);
     for (int query = 0; query < shape_.queries; ++query) {
       const std::uint64_t bits = tile_.bits[query / task_.group];
+      float* s = tile_.s + query * kBlockTokens;
       if (bits != 0) {
-        SoftmaxRow(bits, first_group, end_group, query, shape_, tile_);
+        SoftmaxPage(bits, keys,
+                    {s, tile_.o + query * shape_.padded, tile_.l + query * kLanes,
+                     stats_ ? tile_.t + query * kLanes : nullptr, tile_.m + query});
       } else {
-        float* s = tile_.s + query * kBlockTokens;
         for (int i = 0; i < kBlockTokens; i += kLanes) Store(s + i, Zero());
       }
     }
@@ -388,28 +299,63 @@ class TileRunner {
     }
   }
 
-  // Adds the partial (o, m, l) of a span to the output's.
-  void Merge(const Tile& tile, int query, const float* o, float m, float l) {
-    if (m == kMinusInfinity) return;  // the row reads nothing there
-    const std::int64_t index = Index(tile, query);
+  // Sinks of the page whose scores were just taken.
+  void AddSinks(int page) {
+    const int count = SinksIn(task_.rows.sinks, page, kBlockTokens);
+    if (count == 0) return;
+    for (int query = 0; query < shape_.queries; query += kLanes) {
+      float* sink = tile_.sink + query;  // there is room for whole vectors
+      const F32v lse = ColumnsLse(tile_.s + query * kBlockTokens, kBlockTokens, count, 1.0f);
+      Store(sink, page % kPagesPerSpan == 0 ? lse : LogAddExp(Load(sink), lse));
+    }
+  }
+
+  // What RunSpan left.
+  SpanPartial SpanOf(int query) const {
+    SpanPartial span = {tile_.o + query * shape_.padded, tile_.m[query],
+                        ReduceAdd(Load(tile_.l + query * kLanes))};
+    if (stats_) {
+      span.t = ReduceAdd(Load(tile_.t + query * kLanes));
+      span.sink = tile_.sink[query];
+    }
+    return span;
+  }
+
+  // Adds a span to the output.
+  void Merge(std::int64_t index, bool stats, const SpanPartial& span) {
+    if (span.m == kMinusInfinity) return;  // the row reads nothing there
     float* out_o = task_.partial.o.As<float>() + index * shape_.head_dim;
     float* out_m = task_.partial.m.As<float>() + index;
     float* out_l = task_.partial.l.As<float>() + index;
-    const float largest = Larger(*out_m, m);
-    const float keep = ExpOne(*out_m - largest), add = ExpOne(m - largest);
+    const float largest = Larger(*out_m, span.m);
+    const float keep = ExpOne(*out_m - largest), add = ExpOne(span.m - largest);
     for (int d = 0; d < shape_.head_dim; d += kLanes) {
       const int n = Smaller(kLanes, shape_.head_dim - d);
-      const F32v sum = Fma(Load(o + d), Set(add), Mul(LoadN(out_o + d, n), Set(keep)));
+      const F32v sum = Fma(Load(span.o + d), Set(add), Mul(LoadN(out_o + d, n), Set(keep)));
       StoreN(out_o + d, sum, n);
     }
+    if (stats) {
+      float* to = task_.stats + 2 * index;
+      const float kept = *out_m == kMinusInfinity ? 0.0f : to[1] + *out_l * (*out_m - largest);
+      to[1] = kept * keep + (span.t + span.l * (span.m - largest)) * add;
+      AddSink(span.sink, to);
+    }
     *out_m = largest;
-    *out_l = *out_l * keep + l * add;
+    *out_l = *out_l * keep + span.l * add;
+  }
+
+  static void AddSink(float sink, float* to) {
+    if (sink == kMinusInfinity) return;
+    float lanes[kLanes] = {sink};
+    if (*to != kMinusInfinity) Store(lanes, LogAddExp(Set(*to), Set(sink)));
+    *to = lanes[0];
   }
 
   const AttentionPlan& plan_;
   const AttentionTask& task_;
   TileShape shape_;
   TileScratch tile_;
+  bool stats_ = false;  // the tile has a row whose statistics are wanted
 #if defined(__AMX_BF16__)
   AmxSpans amx_;
 #endif

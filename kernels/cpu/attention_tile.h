@@ -1,5 +1,9 @@
 // Runs an AttentionPlan: softmax partials of tiles of query rows over their pages.
 //
+// Statistics (NearArgs.stats): the mean score is kept as t = sum p (score - m) beside l until all
+// spans are merged; the sinks' log-sum-exp is taken from their columns
+// of the scores. Rows that are not eligible are left out, tiles without eligible rows cost nothing.
+//
 // Borrows everything for the call. One caller per OpContext. No errors. Cost: each page is read
 // once per tile and unit; 4 d flops per (query vector, position). Worker scratch: about 1 KB per
 // query vector of a tile.
@@ -22,8 +26,9 @@ struct AttentionTask {
   float scale;
   const float* q;  // [T, H*g, d]
   Partial partial;
-  bool fresh;  // start from empty partials, not from what lies in `partial`
-  bool amx;    // tiles with enough queries run on AMX (attention_amx.h)
+  float* stats;  // [T, H*g, 2] as NearArgs.stats, or null; only where `fresh`
+  bool fresh;    // start from empty partials, not from what lies in `partial`
+  bool amx;      // tiles with enough queries run on AMX (attention_amx.h)
 };
 
 // Bits of the tokens of a page of the sequence that lie in [begin, end).
@@ -35,6 +40,11 @@ METATTN_INLINE std::uint64_t TokensBetween(int page, int begin, int end) {
 }
 METATTN_INLINE std::uint64_t TokensRead(const RowRange& range, int page) {
   return TokensBetween(page, 0, range.sinks_end) | TokensBetween(page, range.begin, range.end);
+}
+
+// Positions of [0, sinks) that a page, or a span, with `tokens` of them holds.
+METATTN_INLINE int SinksIn(int sinks, int index, int tokens) {
+  return Larger(0, Smaller(sinks - index * tokens, tokens));
 }
 
 void RunAttention(const AttentionPlan& plan, const AttentionTask& task, OpContext& context);

@@ -146,6 +146,26 @@ void CpuKernels::FarFull(const FarFullArgs& args, Stream&) {
   ops_.far_full(args, context_);
 }
 
+void CpuKernels::LinearAbsorb(const LinearAbsorbArgs& args, Stream&) {
+  CheckArgs(args);
+  ops_.linear_absorb(args, context_);
+}
+
+void CpuKernels::LinearOdds(const LinearOddsArgs& args, Stream&) {
+  CheckArgs(args);
+  ops_.linear_odds(args, context_);
+}
+
+void CpuKernels::FarLinear(const FarLinearArgs& args, Stream&) {
+  CheckArgs(args);
+  ops_.far_linear(args, context_);
+}
+
+void CpuKernels::Control(const ControlArgs& args, Stream&) {
+  CheckArgs(args);
+  ops_.control(args, context_);
+}
+
 void CpuKernels::Normalize(const NormalizeArgs& args, Stream&) {
   CheckArgs(args);
   ops_.normalize(args, context_);

@@ -37,6 +37,10 @@ struct OpTable {
   void (*compact)(const CompactArgs& args, OpContext& context);
   void (*near)(const NearArgs& args, OpContext& context);
   void (*far_full)(const FarFullArgs& args, OpContext& context);
+  void (*linear_absorb)(const LinearAbsorbArgs& args, OpContext& context);
+  void (*linear_odds)(const LinearOddsArgs& args, OpContext& context);
+  void (*far_linear)(const FarLinearArgs& args, OpContext& context);
+  void (*control)(const ControlArgs& args, OpContext& context);
   void (*normalize)(const NormalizeArgs& args, OpContext& context);
   void (*swiglu)(const SwiGluArgs& args, OpContext& context);
   void (*gather)(const GatherArgs& args, OpContext& context);

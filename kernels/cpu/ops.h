@@ -16,13 +16,19 @@ void Linear(const PackedMatrix& weight, const LinearArgs& args, OpContext& conte
 void SwiGlu(const SwiGluArgs& args, OpContext& context);
 void Gather(const GatherArgs& args, OpContext& context);
 
-// rope_append.cc, route.cc, attention_near.cc, attention_far.cc
+// rope_append.cc, route.cc, attention_near.cc, attention_far.cc, control.cc
 std::int64_t PageBytes(int head_dim);
 void RopeAppend(const RopeAppendArgs& args, OpContext& context);
 void ForcedRoute(const ForcedRouteArgs& args, OpContext& context);
 void Compact(const CompactArgs& args, OpContext& context);
 void Near(const NearArgs& args, OpContext& context);
 void FarFull(const FarFullArgs& args, OpContext& context);
+void Control(const ControlArgs& args, OpContext& context);
 void Normalize(const NormalizeArgs& args, OpContext& context);
+
+// linear_attention.cc, linear_odds.cc
+void LinearAbsorb(const LinearAbsorbArgs& args, OpContext& context);
+void LinearOdds(const LinearOddsArgs& args, OpContext& context);
+void FarLinear(const FarLinearArgs& args, OpContext& context);
 
 }  // namespace metattn::cpu::METATTN_ISA

@@ -38,6 +38,10 @@ class RefKernels final : public Kernels {
   void Compact(const CompactArgs& args, Stream& stream) override;
   void Near(const NearArgs& args, Stream& stream) override;
   void FarFull(const FarFullArgs& args, Stream& stream) override;
+  void LinearAbsorb(const LinearAbsorbArgs& args, Stream& stream) override;
+  void LinearOdds(const LinearOddsArgs& args, Stream& stream) override;
+  void FarLinear(const FarLinearArgs& args, Stream& stream) override;
+  void Control(const ControlArgs& args, Stream& stream) override;
   void Normalize(const NormalizeArgs& args, Stream& stream) override;
   void SwiGlu(const SwiGluArgs& args, Stream& stream) override;
   void Gather(const GatherArgs& args, Stream& stream) override;

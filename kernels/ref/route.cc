@@ -19,19 +19,15 @@ void RefKernels::ForcedRoute(const ForcedRouteArgs& args, Stream&) {
 
 void RefKernels::Compact(const CompactArgs& args, Stream&) {
   CheckArgs(args);
-  const auto* far_end = args.rows.far_end.As<std::int32_t>();
   const auto* decisions = args.decisions.As<std::uint8_t>();
   for (int h = 0; h < args.heads; ++h) {
     auto* rows = args.list.rows.As<std::int32_t>() + h * args.list.capacity;
     std::int32_t count = 0;
-    std::int64_t far_tokens = 0;
     for (std::int64_t t = 0; t < args.rows.tokens; ++t) {
       if (decisions[t * args.heads + h] != static_cast<std::uint8_t>(args.mechanism)) continue;
       rows[count++] = static_cast<std::int32_t>(t);
-      far_tokens += std::max(0, far_end[t] - args.rows.sinks);
     }
     args.list.counts.As<std::int32_t>()[h] = count;
-    args.far_tokens.As<std::int64_t>()[h] += far_tokens;
   }
 }
 

@@ -1,8 +1,8 @@
 // Speed of the attention ops over paged K/V, per instruction set: memory read at one row a sequence
-// (decode) and arithmetic at many rows (prefill).
+// (decode) and arithmetic at many rows (prefill); what Near's statistics add, and Control.
 //
 //   attention_bench [threads=2] [sequences=1] [context=7904] [layers=30] [heads=3] [group=3]
-//                   [dim=64] [window=256] [chunk=512] [isa=all]
+//                   [dim=64] [window=256] [chunk=512] [width=32] [isa=all]
 //
 // Pages hold random numbers; each layer has its own, visited in turn as a model does, so that
 // decode reads from memory (layers x heads x context x 4 dim bytes). One line per case: GB/s of K/V
@@ -33,9 +33,9 @@ namespace {
 constexpr int kSinks = 4;
 
 struct Settings {
-  std::map<std::string, int> number = {{"threads", 2}, {"sequences", 1}, {"context", 7904},
-                                       {"layers", 30}, {"heads", 3},     {"group", 3},
-                                       {"dim", 64},    {"window", 256},  {"chunk", 512}};
+  std::map<std::string, int> number = {
+      {"threads", 2}, {"sequences", 1}, {"context", 7904}, {"layers", 30}, {"heads", 3},
+      {"group", 3},   {"dim", 64},      {"window", 256},   {"chunk", 512}, {"width", 32}};
   std::string isa = "all";
   int operator[](const std::string& name) const { return number.at(name); }
 };
@@ -128,55 +128,152 @@ class World {
             .sinks = kSinks};
   }
 
-  void Time(const char* what, int start, int rows, bool near) {
-    const AttentionRows step = Rows(start, rows, near);
-    const std::int64_t tokens = step.tokens, queries = tokens * s_["heads"] * s_["group"];
-    std::mt19937 engine(3);
-    std::normal_distribution<float> normal(0.0f, 1.0f);
-    std::vector<float> q(static_cast<std::size_t>(queries * s_["dim"]));
-    for (float& value : q) value = normal(engine);
-    const View q_view = In(q);
-    const Partial partial = {Space(q.size() * 4), Space(queries * 4), Space(queries * 4)};
-    std::vector<std::int32_t> list;
-    for (int h = 0; h < s_["heads"]; ++h) {
-      for (std::int32_t t = 0; t < tokens; ++t) list.push_back(t);
-    }
-    const WorkList all = {
-        In(list), In(std::vector<std::int32_t>(s_["heads"], static_cast<int>(tokens))), tokens};
-    std::vector<double> times;
-    const int passes = rows > 1 ? 1 : 8;
+  // Times the ops one after the other, layer by layer, and prints a line for each; from the second
+  // on with its time over the first's.
+  enum class Op { kNear, kNearWithStats, kFar };
+  struct Case {
+    Op op;
+    const char* what;
+  };
+  void Time(const std::vector<Case>& cases, int start, int rows) {
+    const AttentionRows step = Rows(start, rows, cases[0].op != Op::kFar);
+    const Activations at = MakeActivations(step.tokens);
+    std::vector<std::vector<double>> times(cases.size());
+    const int passes = rows > 1 ? 2 : 8;
     const int layers = rows > 1 ? std::min(6, s_["layers"]) : s_["layers"];
     for (int pass = 0; pass < passes; ++pass) {
-      for (int layer = 0; layer < layers; ++layer) {
-        PageTable pages = {pages_, s_["layers"] * s_["heads"], s_["heads"], s_["dim"]};
-        pages.base.offset_bytes = layer * s_["heads"] * kernels_.PageBytes(s_["dim"]);
-        const float scale = 1.0f / std::sqrt(static_cast<float>(s_["dim"]));
-        const double before = Now(s_["threads"] == 1);
-        if (near) {
-          kernels_.Near({step, pages, s_["group"], scale, q_view, partial}, *stream_);
-        } else {
-          kernels_.FarFull({step, pages, s_["group"], scale, q_view, all, partial}, *stream_);
+      for (std::size_t i = 0; i < cases.size(); ++i) {
+        for (int layer = 0; layer < layers; ++layer) {
+          const double before = Now(s_["threads"] == 1);
+          Run(cases[i].op, step, Pages(layer), at);
+          const double took = Now(s_["threads"] == 1) - before;
+          if (pass > 0) times[i].push_back(took);
         }
-        const double took = Now(s_["threads"] == 1) - before;
-        if (pass > 0 || rows > 1) times.push_back(took);
       }
     }
-    const auto at = times.begin() + static_cast<std::ptrdiff_t>(times.size() / 5);
-    std::nth_element(times.begin(), at, times.end());
-    std::printf("%-8s %-13s %6d+%-4d %9.1f us  %6.1f GB/s  %7.1f GFLOP/s  %8.3f ms all layers\n",
-                std::string(kernels_.isa()).c_str(), what, start, rows, *at * 1e6,
-                static_cast<double>(tokens_read_) * 4 * s_["dim"] / *at / 1e9,
-                static_cast<double>(queries_times_tokens_) * 4 * s_["dim"] / *at / 1e9,
-                *at * 1e3 * s_["layers"]);
+    for (std::size_t i = 0; i < cases.size(); ++i) {
+      const double seconds = Percentile20(times[i]);
+      std::printf("%-8s %-13s %6d+%-4d %9.1f us  %6.1f GB/s  %7.1f GFLOP/s  %8.3f ms all layers",
+                  std::string(kernels_.isa()).c_str(), cases[i].what, start, rows, seconds * 1e6,
+                  static_cast<double>(tokens_read_) * 4 * s_["dim"] / seconds / 1e9,
+                  static_cast<double>(queries_times_tokens_) * 4 * s_["dim"] / seconds / 1e9,
+                  seconds * 1e3 * s_["layers"]);
+      if (i > 0) std::printf("  x%.3f", seconds / Percentile20(times[0]));
+      std::printf("\n");
+    }
+    std::fflush(stdout);
+  }
+
+  // Control as a step runs it: after the layer's Near, with weights of its own per layer.
+  void TimeControl(int start, int rows) {
+    const AttentionRows step = Rows(start, rows, true);
+    const Activations at = MakeActivations(step.tokens);
+    std::vector<ControlArgs> control;
+    for (int layer = 0; layer < s_["layers"]; ++layer) control.push_back(MakeControl(step, at));
+    std::vector<double> near_times, control_times;
+    for (int pass = 0; pass < (rows > 1 ? 2 : 8); ++pass) {
+      for (int layer = 0; layer < s_["layers"]; ++layer) {
+        const double before = Now(s_["threads"] == 1);
+        Run(Op::kNearWithStats, step, Pages(layer), at);
+        const double between = Now(s_["threads"] == 1);
+        kernels_.Control(control[static_cast<std::size_t>(layer)], *stream_);
+        const double after = Now(s_["threads"] == 1);
+        if (pass == 0) continue;
+        near_times.push_back(between - before);
+        control_times.push_back(after - between);
+      }
+    }
+    const double near = Percentile20(near_times), took = Percentile20(control_times);
+    std::printf("%-8s %-13s %6d+%-4d %9.2f us  %6.3f us/row  x%.3f of near\n",
+                std::string(kernels_.isa()).c_str(), "control", start, rows, took * 1e6,
+                took * 1e6 / static_cast<double>(step.tokens), took / near);
     std::fflush(stdout);
   }
 
  private:
+  struct Activations {
+    View q;
+    Partial partial;
+    View stats;
+    WorkList all;
+  };
+
+  Activations MakeActivations(std::int64_t tokens) {
+    const std::int64_t queries = tokens * s_["heads"] * s_["group"];
+    std::vector<std::int32_t> list;
+    for (int h = 0; h < s_["heads"]; ++h) {
+      for (std::int32_t t = 0; t < tokens; ++t) list.push_back(t);
+    }
+    const std::vector<std::int32_t> counts(s_["heads"], static_cast<int>(tokens));
+    return {.q = Normals(queries * s_["dim"]),
+            .partial = {Normals(queries * s_["dim"]), Normals(queries), Normals(queries)},
+            .stats = Normals(queries * 2),
+            .all = {In(list), In(counts), tokens}};
+  }
+
+  View Normals(std::int64_t count, float scale = 1.0f) {
+    std::normal_distribution<float> normal(0.0f, scale);
+    std::vector<float> values(static_cast<std::size_t>(count));
+    for (float& value : values) value = normal(engine_);
+    return In(values);
+  }
+
+  PageTable Pages(int layer) const {
+    PageTable pages = {pages_, s_["layers"] * s_["heads"], s_["heads"], s_["dim"]};
+    pages.base.offset_bytes = layer * s_["heads"] * kernels_.PageBytes(s_["dim"]);
+    return pages;
+  }
+
+  void Run(Op op, const AttentionRows& step, const PageTable& pages, const Activations& at) {
+    const float scale = 1.0f / std::sqrt(static_cast<float>(s_["dim"]));
+    if (op == Op::kFar) {
+      kernels_.FarFull({step, pages, s_["group"], scale, at.q, at.all, at.partial}, *stream_);
+    } else {
+      const View stats = op == Op::kNearWithStats ? at.stats : View{};
+      kernels_.Near({step, pages, s_["group"], scale, at.q, at.partial, stats}, *stream_);
+    }
+  }
+
+  ControlArgs MakeControl(const AttentionRows& step, const Activations& at) {
+    const std::int64_t tokens = step.tokens, heads = s_["heads"], width = s_["width"];
+    const std::int64_t n = 1 + 4 * s_["group"];
+    return {.rows = step,
+            .heads = s_["heads"],
+            .group = s_["group"],
+            .width = s_["width"],
+            .state_tokens = 130,
+            .projected = Normals(tokens * (width + 3 * heads)),
+            .near = at.partial,
+            .near_stats = at.stats,
+            .lse_far = Normals(tokens * heads * s_["group"]),
+            .scalar_mean = Normals(heads * n),
+            .scalar_scale = Normals(heads * n),
+            .scalars = Normals(heads * width * n, 0.3f),
+            .bias = Normals(heads * width),
+            .out = Normals(heads * 3 * width, 0.3f),
+            .out_bias = Normals(heads * 3),
+            .scalars_skip = Normals(heads * 3 * n, 0.1f),
+            .offset = Normals(heads * 3),
+            .route = In(std::vector<std::uint8_t>(static_cast<std::size_t>(tokens), kRouted)),
+            .cost_weight = Normals(tokens),
+            .eta = In(std::vector<float>(static_cast<std::size_t>(tokens), 0.95f)),
+            .decisions = Space(static_cast<std::size_t>(tokens * heads)),
+            .uncertainty = Space(static_cast<std::size_t>(tokens * heads) * 4),
+            .margin = Space(static_cast<std::size_t>(tokens * heads) * 4)};
+  }
+
+  static double Percentile20(std::vector<double> times) {
+    const auto at = times.begin() + static_cast<std::ptrdiff_t>(times.size() / 5);
+    std::nth_element(times.begin(), at, times.end());
+    return *at;
+  }
+
   Kernels& kernels_;
   const Settings& s_;
   std::unique_ptr<Stream> stream_;
   std::vector<std::unique_ptr<Buffer>> buffers_;
   View pages_;
+  std::mt19937 engine_{3};
   int blocks_per_sequence_ = 0;
   std::int64_t tokens_read_ = 0, queries_times_tokens_ = 0;
 };
@@ -194,10 +291,15 @@ int Main(int argc, char** argv) {
     World world(**kernels, settings);
     const int last = settings["context"] - 1;
     const int chunk = std::min(settings["chunk"], settings["context"]);
-    world.Time("near decode", last, 1, true);
-    world.Time("far decode", last, 1, false);
-    world.Time("near prefill", 0, chunk, true);
-    world.Time("far prefill", settings["context"] - chunk, chunk, false);
+    const int start = settings["context"] - chunk;
+    using Op = World::Op;
+    world.Time({{Op::kNear, "near decode"}, {Op::kNearWithStats, "  with stats"}}, last, 1);
+    world.Time({{Op::kFar, "far decode"}}, last, 1);
+    world.Time({{Op::kNear, "near prefill"}}, 0, chunk);
+    world.Time({{Op::kNear, "near prefill"}, {Op::kNearWithStats, "  with stats"}}, start, chunk);
+    world.Time({{Op::kFar, "far prefill"}}, start, chunk);
+    world.TimeControl(last, 1);
+    world.TimeControl(start, chunk);
   }
   return 0;
 }

@@ -148,7 +148,10 @@ def test_a_model_that_cannot_be_read_ends_every_rank_with_its_name(tmp_path, sta
 @pytest.mark.parametrize("flags, complaint", [
     (("--rank-weights", "1,2,3"), "--rank-weights"),
     (("--rank-weights", "1,-2"), "--rank-weights"),
-    (("--window", "0"), "--window"),
+    (("--window", "-1"), "--window"),
+    (("--controller", "/nowhere"), "/nowhere/controller.json"),
+    (("--route", "routed"), "--controller"),
+    (("--elastic",), "controller"),
     (("--route", "sideways"), "--route"),
     (("--kv-cache-memory", "1000"), "memory"),
     (("--max-model-len", "100000000"), "--max-model-len"),

@@ -9,10 +9,10 @@ namespace metattn {
 
 std::vector<float> OracleWorker::Logits(const std::vector<std::int32_t>& tokens) {
   std::uint64_t x = 1;
-  for (const std::int32_t token : tokens) x = PlanChecker::Extend(x, token, 0);
+  for (const std::int32_t token : tokens) x = PlanChecker::Extend(x, token);
   std::vector<float> logits(static_cast<std::size_t>(kFakeVocab));
   for (float& v : logits) {
-    x = PlanChecker::Extend(x, 17, 0);
+    x = PlanChecker::Extend(x, 17);
     v = static_cast<float>(x >> 40) * 0x1p-21f;  // [0, 8)
   }
   logits[kFakeEos] -= 4;  // generations have some length
@@ -41,6 +41,13 @@ absl::StatusOr<StepOutput> OracleWorker::Step(const StepPlan& plan) {
   }
   output.per_rank.resize(1);
   output.per_rank[0].step = plan.step;
+  output.routing.layers.resize(1);
+  output.routing.sequences.resize(plan.sequences.size());
+  for (std::size_t i = 0; i < plan.sequences.size(); ++i) {  // what a request must get summed up
+    output.routing.sequences[i].bytes_dense = plan.sequences[i].rows;
+  }
+  output.routing.layers[0].bytes_dense = static_cast<std::int64_t>(plan.tokens.size());
+  output.rank_routing = {output.routing.Total()};
   return output;
 }
 

@@ -25,8 +25,11 @@ inline constexpr std::int32_t kFakeEos = 299;
 
 class OracleWorker final : public Worker {
  public:
-  OracleWorker(std::int64_t blocks, int max_sequences, int max_batch_tokens)
-      : blocks_(blocks), checker_(blocks, max_sequences, max_batch_tokens) {}
+  OracleWorker(std::int64_t blocks, int max_sequences, int max_batch_tokens,
+               const ControllerFile* controller = nullptr)
+      : blocks_(blocks),
+        controller_(controller),
+        checker_(blocks, max_sequences, max_batch_tokens, controller != nullptr) {}
 
   absl::StatusOr<StepOutput> Step(const StepPlan& plan) override;
   absl::Status Stop() override {
@@ -38,6 +41,9 @@ class OracleWorker final : public Worker {
   int ranks() const override { return 1; }
   int threads() const override { return 1; }
   std::string isa() const override { return "oracle"; }
+  int window() const override { return 256; }
+  int sinks() const override { return 4; }
+  const ControllerFile* controller() const override { return controller_; }
   std::int64_t blocks() const override { return blocks_; }
   std::int64_t weight_bytes() const override { return 0; }
   const std::vector<std::string>& descriptions() const override { return descriptions_; }
@@ -59,6 +65,7 @@ class OracleWorker final : public Worker {
 
  private:
   const std::int64_t blocks_;
+  const ControllerFile* const controller_;
   PlanChecker checker_;
   std::vector<std::string> descriptions_;
   std::mutex mutex_;

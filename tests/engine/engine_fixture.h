@@ -16,8 +16,8 @@ namespace metattn {
 
 class CountingObserver final : public EngineObserver {
  public:
-  void OnStep(std::span<const StepResult> per_rank, int rows) override {
-    ++steps, this->rows += rows, ranks = static_cast<int>(per_rank.size());
+  void OnStep(const StepOutput& output, int rows) override {
+    ++steps, this->rows += rows, ranks = static_cast<int>(output.per_rank.size());
   }
   void OnFirstToken(double) override { ++first_tokens; }
   void OnInterToken(double) override { ++inter_tokens; }
@@ -42,8 +42,9 @@ class EngineTest : public testing::Test {
 
   void Start(std::int64_t blocks = 64) {
     worker_ = std::make_unique<OracleWorker>(blocks, options_.max_num_seqs,
-                                             options_.max_num_batched_tokens);
-    auto engine = Engine::Create(options_, {}, config_, *worker_, tokenizer_, &observer_);
+                                             options_.max_num_batched_tokens, controller_);
+    auto engine =
+        Engine::Create(options_, model_options_, config_, *worker_, tokenizer_, &observer_);
     ASSERT_TRUE(engine.ok()) << engine.status();
     engine_ = *std::move(engine);
   }
@@ -86,6 +87,8 @@ class EngineTest : public testing::Test {
   }
 
   EngineOptions options_;
+  ModelOptions model_options_;
+  const ControllerFile* controller_ = nullptr;
   ModelConfig config_;
   ByteTokenizer tokenizer_;
   CountingObserver observer_;

@@ -184,7 +184,7 @@ TEST_F(EngineTest, EachBadRequestIsRefusedByName) {
   request.prompt[3] = -1;
   ExpectRefused(request, absl::StatusCode::kInvalidArgument, "prompt[3]");
   request = Prompt(5, 1);
-  request.route = Mechanism::kLinear;
+  request.wish.route = Route::kLinear;
   ExpectRefused(request, absl::StatusCode::kInvalidArgument, "route");
   request = Prompt(5, 1);
   request.deadline_s = std::nan("");

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <deque>
 #include <map>
 #include <numeric>
@@ -22,9 +23,7 @@ std::vector<std::int32_t> Tokens(std::int32_t first) {
   return tokens;
 }
 
-std::vector<std::uint8_t> Policy(std::uint8_t value = 0) {
-  return std::vector<std::uint8_t>(kBlockTokens, value);
-}
+std::vector<RoutePolicy> Policy() { return std::vector<RoutePolicy>(kBlockTokens); }
 
 // The worked example of page_pool.h: two sequences share a prefix, then memory runs out.
 TEST(PagePool, SharesAPrefixAndEvictsTheLeastRecentlyUsedBlock) {
@@ -128,11 +127,17 @@ TEST(BlockHashing, EveryInputOfALinkChangesTheHash) {
     auto tokens = Tokens(0);
     tokens[static_cast<std::size_t>(i)] ^= 1 << 20;
     seen.insert(Hex(ChainHash(seed, tokens, Policy())));
-    auto policy = Policy();
-    policy[static_cast<std::size_t>(i)] = static_cast<std::uint8_t>(Mechanism::kLocal);
-    seen.insert(Hex(ChainHash(seed, Tokens(0), policy)));
+    const RoutePolicy others[] = {
+        {Route::kLinear},          {Route::kLocal},
+        {Route::kRouted},          {Route::kRouted, 0.5f, 0},
+        {Route::kRouted, 0, 0.5f}, {Route::kRouted, 0, std::nextafter(0.5f, 1.0f)}};
+    for (const RoutePolicy& other : others) {
+      auto policy = Policy();
+      policy[static_cast<std::size_t>(i)] = other;
+      seen.insert(Hex(ChainHash(seed, Tokens(0), policy)));
+    }
   }
-  EXPECT_EQ(seen.size(), 2u + 2u * kBlockTokens);
+  EXPECT_EQ(seen.size(), 2u + 7u * kBlockTokens);
 }
 
 // Plain model of the contract: who is in use how often, who is cached in which order.

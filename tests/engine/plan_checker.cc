@@ -1,22 +1,37 @@
 #include "tests/engine/plan_checker.h"
 
+#include <algorithm>
+#include <bit>
+
 #include "absl/strings/str_format.h"
 
 namespace metattn {
+namespace {
 
-PlanChecker::PlanChecker(std::int64_t blocks, int max_sequences, int max_batch_tokens)
-    : blocks_(blocks),
-      max_sequences_(max_sequences),
-      max_batch_tokens_(max_batch_tokens),
-      store_(static_cast<std::size_t>(blocks), std::vector<Slot>(kBlockTokens)) {}
-
-std::uint64_t PlanChecker::Extend(std::uint64_t history, std::int32_t token, std::uint8_t route) {
-  std::uint64_t x = history ^ (static_cast<std::uint64_t>(static_cast<std::uint32_t>(token)) << 8 |
-                               static_cast<std::uint64_t>(route));
-  x += 0x9E3779B97F4A7C15u;  // SplitMix64
+std::uint64_t Mix(std::uint64_t x) {  // SplitMix64
+  x += 0x9E3779B97F4A7C15u;
   x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
   x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
   return x ^ (x >> 31);
+}
+
+}  // namespace
+
+PlanChecker::PlanChecker(std::int64_t blocks, int max_sequences, int max_batch_tokens,
+                         bool linear_states)
+    : blocks_(blocks),
+      max_sequences_(max_sequences),
+      max_batch_tokens_(max_batch_tokens),
+      linear_states_(linear_states),
+      store_(static_cast<std::size_t>(blocks), std::vector<Slot>(kBlockTokens)) {}
+
+std::uint64_t PlanChecker::Extend(std::uint64_t history, std::int32_t token,
+                                  const RoutePolicy& policy) {
+  const std::uint64_t what = static_cast<std::uint64_t>(static_cast<std::uint32_t>(token)) << 8 |
+                             static_cast<std::uint64_t>(policy.route);
+  const std::uint64_t how = std::uint64_t{std::bit_cast<std::uint32_t>(policy.cost_weight)} << 32 |
+                            std::bit_cast<std::uint32_t>(policy.eta);
+  return Mix(Mix(history ^ what) ^ how);
 }
 
 std::string PlanChecker::Check(const StepPlan& plan) {
@@ -24,6 +39,7 @@ std::string PlanChecker::Check(const StepPlan& plan) {
   if (error.empty()) error = CheckWriters(plan);
   if (error.empty()) error = Write(plan);
   if (error.empty()) error = Read(plan);
+  if (error.empty()) error = CheckStates(plan);
   return error;
 }
 
@@ -33,7 +49,7 @@ std::string PlanChecker::CheckShape(const StepPlan& plan) const {
   if (plan.sequences.empty() || plan.tokens.empty()) return "empty plan";
   if (plan.sequences.size() > static_cast<std::size_t>(max_sequences_)) return "too many sequences";
   if (plan.tokens.size() > static_cast<std::size_t>(max_batch_tokens_)) return "over the budget";
-  if (plan.route.size() != plan.tokens.size()) return "one route per row";
+  if (plan.policy.size() != plan.tokens.size()) return "one policy per row";
   std::int64_t rows = 0;
   std::set<std::uint64_t> ids;
   std::set<std::int32_t> last_rows;
@@ -95,11 +111,11 @@ std::string PlanChecker::Write(const StepPlan& plan) {
                     .history;
     }
     for (int position = s.start; position < s.start + s.rows; ++position, ++row) {
-      history = Extend(history, plan.tokens[row], plan.route[row]);
+      history = Extend(history, plan.tokens[row], plan.policy[row]);
       const auto block =
           static_cast<std::size_t>(s.blocks[static_cast<std::size_t>(position / kBlockTokens)]);
       store_[block][static_cast<std::size_t>(position % kBlockTokens)] = {
-          plan.tokens[row], position, plan.route[row], history};
+          plan.tokens[row], position, plan.policy[row], history};
     }
   }
   last_step_ = plan.step;
@@ -113,17 +129,22 @@ std::string PlanChecker::Read(const StepPlan& plan) {
   for (const StepSequence& s : plan.sequences) {
     std::uint64_t history = 0;
     std::vector<std::int32_t> context;
-    const std::uint8_t route = plan.route[row];
+    std::vector<RoutePolicy>& first = first_policies_[s.id];
     for (int position = 0; position < s.start + s.rows; ++position) {
       const auto block =
           static_cast<std::size_t>(s.blocks[static_cast<std::size_t>(position / kBlockTokens)]);
       const Slot& slot = store_[block][static_cast<std::size_t>(position % kBlockTokens)];
-      history = Extend(history, slot.token, slot.route);
+      history = Extend(history, slot.token, slot.policy);
       if (slot.position != position || slot.history != history) {
         return absl::StrFormat("sequence %d: position %d holds what was computed elsewhere", s.id,
                                position);
       }
-      if (slot.route != route) return absl::StrFormat("sequence %d mixes routes", s.id);
+      const auto at = static_cast<std::size_t>(position);
+      if (at == first.size()) first.push_back(slot.policy);
+      if (first[at] != slot.policy) {
+        return absl::StrFormat("sequence %d: position %d was first computed under another policy",
+                               s.id, position);
+      }
       context.push_back(slot.token);
     }
     row += static_cast<std::size_t>(s.rows);
@@ -132,6 +153,44 @@ std::string PlanChecker::Read(const StepPlan& plan) {
       contexts_.push_back(std::move(context));
       ++next_logit;
     }
+  }
+  return {};
+}
+
+// A slot holds one sequence's state at a time; who says that its own lies there must be right.
+std::string PlanChecker::CheckStates(const StepPlan& plan) {
+  std::set<std::int32_t> used;
+  for (const StepSequence& s : plan.sequences) {
+    if (!linear_states_) {
+      if (s.state_slot == 0 && s.state_position == -1) continue;
+      return absl::StrFormat("sequence %d has a linear state, there are none", s.id);
+    }
+    if (s.state_slot < 0 || s.state_slot >= std::min(max_sequences_, max_batch_tokens_)) {
+      return absl::StrFormat("sequence %d: state slot %d", s.id, s.state_slot);
+    }
+    if (!used.insert(s.state_slot).second) {
+      return absl::StrFormat("state slot %d has two owners", s.state_slot);
+    }
+    const auto history = [&](std::int32_t position) {
+      const auto block = static_cast<std::size_t>(position / kBlockTokens);
+      return store_[static_cast<std::size_t>(s.blocks[block])]
+                   [static_cast<std::size_t>(position % kBlockTokens)]
+                       .history;
+    };
+    LinearState& state = states_[s.state_slot];
+    if (s.state_position != -1) {
+      if (s.state_position != s.start - 1) {
+        return absl::StrFormat("sequence %d starts at %d, its state is of %d", s.id, s.start,
+                               s.state_position);
+      }
+      if (state.id != s.id || state.position != s.state_position ||
+          state.history != history(s.state_position)) {
+        return absl::StrFormat("sequence %d: state slot %d holds another state", s.id,
+                               s.state_slot);
+      }
+    }
+    const std::int32_t last = s.start + s.rows - 1;
+    state = {s.id, last, history(last)};
   }
   return {};
 }

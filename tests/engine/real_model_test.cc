@@ -102,7 +102,7 @@ TEST_F(RealModel, HasTheReferenceLogitsWithinTheMeasuredBound) {
 TEST_F(RealModel, LocalAttentionReadsAFractionAndLosesLittle) {
   RunnerOptions options = {.device = "cpu", .threads = 2, .chunk = 256};
   const double full = Nll(2048, options);
-  options.route = Mechanism::kLocal;
+  options.policy.route = Route::kLocal;
   const double local = Nll(2048, options);
   EXPECT_GT(local, full - 0.02);  // it reads less of the text
   EXPECT_LT(local, full + 1.0);

@@ -19,19 +19,23 @@ struct Live {
   std::size_t computed = 0;
   bool running = false;
   bool scheduled = false;
+  RoutePolicy policy;                 // in force
+  std::vector<RoutePolicy> policies;  // of the tokens that were computed or found before
 
   bool Done() const { return tokens.size() - prompt >= max_tokens; }
 };
 
 bool SamePlan(const StepPlan& a, const StepPlan& b) {
-  if (a.step != b.step || a.tokens != b.tokens || a.route != b.route ||
+  if (a.step != b.step || a.tokens != b.tokens || a.policy != b.policy ||
       a.logit_rows != b.logit_rows || a.sequences.size() != b.sequences.size()) {
     return false;
   }
   for (std::size_t i = 0; i < a.sequences.size(); ++i) {
     const StepSequence &x = a.sequences[i], &y = b.sequences[i];
-    if (x.id != y.id || x.start != y.start || x.rows != y.rows || x.blocks != y.blocks)
+    if (x.id != y.id || x.start != y.start || x.rows != y.rows || x.blocks != y.blocks ||
+        x.state_slot != y.state_slot || x.state_position != y.state_position) {
       return false;
+    }
   }
   return true;
 }
@@ -45,10 +49,11 @@ class Traffic {
     options_.max_context = 64 * 40;
     options_.prefix_reuse = Between(0, 3) != 0;
     options_.hash_identity = "traffic";
+    options_.linear_states = Between(0, 1) == 0;
     scheduler_ = std::make_unique<Scheduler>(options_);
     twin_ = std::make_unique<Scheduler>(options_);
     checker_ = std::make_unique<PlanChecker>(options_.blocks, options_.max_sequences,
-                                             options_.max_batch_tokens);
+                                             options_.max_batch_tokens, options_.linear_states);
   }
 
   void Run(int operations) {
@@ -56,6 +61,7 @@ class Traffic {
       const int op = Between(0, 9);
       if (op <= 1 && live_.size() < 40) Add();
       if (op == 2) RemoveOne();
+      if (op == 3) ChangePolicy();
       if (op >= 2) Step();
     }
     if (testing::Test::HasFatalFailure()) return;
@@ -73,17 +79,54 @@ class Traffic {
   int preemptions() const { return preemptions_; }
   int reused() const { return reused_; }
   int steps() const { return steps_; }
+  int changes() const { return changes_; }
 
  private:
   int Between(int low, int high) {
     return low + static_cast<int>(random_() % static_cast<unsigned>(high - low + 1));
   }
 
+  RoutePolicy SomePolicy() {
+    if (Between(0, 2) != 0) return {};  // mostly equal, so that prefixes are reused
+    constexpr RoutePolicy kOthers[] = {{Route::kLocal, 0, 0},
+                                       {Route::kRouted, 0, 0.98f},
+                                       {Route::kRouted, 0.5f, 0.98f},
+                                       {Route::kRouted, 0, 0.9f}};
+    return kOthers[Between(0, 3)];
+  }
+
+  void ChangePolicy() {
+    if (live_.empty()) return;
+    auto at = live_.begin();
+    std::advance(at, Between(0, static_cast<int>(live_.size()) - 1));
+    // Rather one in the middle of its prompt: its later blocks were looked for under the old
+    // policy.
+    const auto half = std::find_if(live_.begin(), live_.end(), [](const auto& entry) {
+      return entry.second.running && entry.second.computed < entry.second.prompt;
+    });
+    if (half != live_.end()) at = half;
+    at->second.policy = SomePolicy();
+    scheduler_->SetPolicy(at->first, at->second.policy);
+    twin_->SetPolicy(at->first, at->second.policy);
+    if (!at->second.policies.empty() && at->second.policies.back() != at->second.policy) {
+      ++changes_;
+    }
+  }
+
+  // A token keeps the policy it was first computed, or found, under; others have the one in force.
+  void CheckPolicies(const StepSequence& s, Live& live) {
+    const auto end = static_cast<std::size_t>(s.start + s.rows);
+    const std::vector<RoutePolicy>& theirs = checker_->policies(s.id);
+    ASSERT_EQ(theirs.size(), std::max(end, live.policies.size()));
+    if (live.policies.size() < end) live.policies.resize(end, live.policy);
+    ASSERT_EQ(theirs, live.policies) << "sequence " << s.id;
+  }
+
   void Add() {
     SequenceSpec spec;
     spec.id = next_id_++;
     spec.priority = Between(0, 4) == 0 ? Between(-1, 1) : 0;
-    spec.route = Between(0, 5) == 0 ? Mechanism::kLocal : Mechanism::kFull;
+    spec.policy = SomePolicy();
     // One of few shared beginnings, cut anywhere, then a tail of its own.
     const int family = Between(0, 2);
     const int shared = Between(0, 1) == 0 ? 0 : Between(1, 320);
@@ -95,6 +138,7 @@ class Traffic {
     Live live;
     live.rank = {spec.priority, spec.id};
     live.tokens = spec.prompt;
+    live.policy = spec.policy;
     live.prompt = spec.prompt.size();
     live.max_tokens = static_cast<std::size_t>(spec.max_tokens);
     const bool fits = (live.prompt + live.max_tokens - 1 + kBlockTokens - 1) / kBlockTokens <=
@@ -175,6 +219,11 @@ class Traffic {
           ASSERT_EQ(scheduler_->cached_tokens(s.id), s.start);
         }
       }
+      if (options_.linear_states) {
+        ASSERT_EQ(s.state_position, live.running ? s.start - 1 : -1);
+      }
+      CheckPolicies(s, live);
+      if (testing::Test::HasFatalFailure()) return;
       if (!live.scheduled) first.push_back(s.id);
       live.running = live.scheduled = true;
       ASSERT_LE(start + static_cast<std::size_t>(s.rows), live.tokens.size());
@@ -226,11 +275,11 @@ class Traffic {
   std::unique_ptr<PlanChecker> checker_;
   std::map<std::uint64_t, Live> live_;
   std::uint64_t next_id_ = 1;
-  int preemptions_ = 0, reused_ = 0, steps_ = 0;
+  int preemptions_ = 0, reused_ = 0, steps_ = 0, changes_ = 0;
 };
 
 TEST(SchedulerProperty, RandomTrafficKeepsEveryInvariant) {
-  int preemptions = 0, reused = 0, steps = 0;
+  int preemptions = 0, reused = 0, steps = 0, changes = 0;
   for (unsigned seed = 0; seed < 60; ++seed) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
     Traffic traffic(seed);
@@ -239,11 +288,13 @@ TEST(SchedulerProperty, RandomTrafficKeepsEveryInvariant) {
     preemptions += traffic.preemptions();
     reused += traffic.reused();
     steps += traffic.steps();
+    changes += traffic.changes();
   }
   // The traffic must have reached what it is meant to test.
   EXPECT_GT(preemptions, 150);
   EXPECT_GT(reused, 300);
   EXPECT_GT(steps, 15000);
+  EXPECT_GT(changes, 100);  // of sequences that had computed something
 }
 
 }  // namespace

@@ -3,9 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <numeric>
-
-#include "tests/engine/plan_checker.h"
+#include "tests/engine/scheduler_fixture.h"
 
 namespace metattn {
 namespace {
@@ -13,58 +11,6 @@ namespace {
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
-
-// A small language: Add(id, prompt length), Step() runs one plan whose samples all become token 7.
-class SchedulerTest : public testing::Test {
- protected:
-  void Make(std::int64_t blocks, int max_sequences, int max_batch_tokens, bool reuse = true) {
-    options_.blocks = blocks;
-    options_.max_sequences = max_sequences;
-    options_.max_batch_tokens = max_batch_tokens;
-    options_.max_context = 4096;
-    options_.prefix_reuse = reuse;
-    options_.hash_identity = "test";
-    scheduler_ = std::make_unique<Scheduler>(options_);
-    checker_ = std::make_unique<PlanChecker>(blocks, max_sequences, max_batch_tokens);
-  }
-
-  static SequenceSpec Spec(std::uint64_t id, int prompt, int max_tokens = 100, int priority = 0,
-                           std::int32_t first = 0) {
-    SequenceSpec spec;
-    spec.id = id;
-    spec.prompt.resize(static_cast<std::size_t>(prompt));
-    std::iota(spec.prompt.begin(), spec.prompt.end(), first);
-    spec.max_tokens = max_tokens;
-    spec.priority = priority;
-    return spec;
-  }
-
-  void Add(SequenceSpec spec) {
-    const absl::Status status = scheduler_->Add(std::move(spec));
-    ASSERT_TRUE(status.ok()) << status;
-  }
-
-  ScheduledStep Step() {
-    auto step = scheduler_->Next();
-    if (!step) {
-      ADD_FAILURE() << "nothing to run";
-      return {};
-    }
-    EXPECT_EQ(checker_->Check(step->plan), "");
-    scheduler_->Complete(std::vector<std::int32_t>(step->samples.size(), 7));
-    return *std::move(step);
-  }
-
-  static std::vector<std::pair<std::uint64_t, int>> Rows(const ScheduledStep& step) {
-    std::vector<std::pair<std::uint64_t, int>> rows;
-    for (const StepSequence& s : step.plan.sequences) rows.emplace_back(s.id, s.rows);
-    return rows;
-  }
-
-  SchedulerOptions options_;
-  std::unique_ptr<Scheduler> scheduler_;
-  std::unique_ptr<PlanChecker> checker_;
-};
 
 using Row = std::pair<std::uint64_t, int>;
 
@@ -140,12 +86,12 @@ TEST_F(SchedulerTest, AnotherRouteIsAnotherPrefix) {
   Add(Spec(1, 200));
   Step();
   SequenceSpec local = Spec(2, 200);
-  local.route = Mechanism::kLocal;
+  local.policy.route = Route::kLocal;
   Add(local);
   const ScheduledStep step = Step();
   EXPECT_EQ(scheduler_->cached_tokens(2), 0);
-  EXPECT_EQ(step.plan.route.front(), static_cast<std::uint8_t>(Mechanism::kFull));
-  EXPECT_EQ(step.plan.route.back(), static_cast<std::uint8_t>(Mechanism::kLocal));
+  EXPECT_EQ(step.plan.policy.front(), RoutePolicy{Route::kFull});
+  EXPECT_EQ(step.plan.policy.back(), RoutePolicy{Route::kLocal});
 }
 
 TEST_F(SchedulerTest, PrefixReuseCanBeTurnedOff) {

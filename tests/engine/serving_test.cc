@@ -156,13 +156,13 @@ TEST(Judge, AllowsWhatTheBoundAllowsAndNothingElse) {
 }
 
 TEST(Serving, BlocksOfAnotherRouteAreNeverReused) {
-  for (Mechanism before : {Mechanism::kLocal, Mechanism::kFull}) {
-    const Mechanism after = before == Mechanism::kLocal ? Mechanism::kFull : Mechanism::kLocal;
+  for (Route before : {Route::kLocal, Route::kFull}) {
+    const Route after = before == Route::kLocal ? Route::kFull : Route::kLocal;
     LocalServerOptions options = OptionsFor("");
     options.deterministic = true;
     GenerationRequest first = Greedy(Prompt(7)), second = first;
-    first.route = before;
-    second.route = after;
+    first.wish.route = before;
+    second.wish.route = after;
     const auto used = Started(options);
     const Answer theirs = used->Generate(first);
     const Answer ours = used->Generate(second);

@@ -6,6 +6,7 @@
 #include <string>
 #include <utility>
 
+#include "tests/fuzz/controller_seeds.h"
 #include "tests/fuzz/tokenizer_seeds.h"
 #include "tests/support/tiny_directory.h"
 #include "tests/support/tiny_model.h"
@@ -97,6 +98,7 @@ int main(int argc, char** argv) {
   }
   metattn::test::MakeGguf(std::string(argv[1]) + "/gguf_fuzz");
   metattn::test::MakeDirectories(argv[1]);
+  metattn::test::MakeControllerSeeds(std::string(argv[1]) + "/controller_fuzz");
   metattn::test::MakeTokenizerSeeds(std::string(argv[1]) + "/tokenizer_fuzz");
   return 0;
 }

@@ -35,8 +35,7 @@ std::vector<float> RunChain(Rig& rig, const AttentionShape& shape, AttentionWorl
              .heads = heads,
              .mechanism = Mechanism::kFull,
              .decisions = decisions,
-             .list = list,
-             .far_tokens = rig.In(std::vector<std::int64_t>(static_cast<std::size_t>(heads)))},
+             .list = list},
             rig.stream());
   const View q = rig.In(world.Queries(rows));
   const Partial partial = NewPartial(rig, tokens, q_heads, shape.head_dim);

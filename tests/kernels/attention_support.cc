@@ -18,6 +18,24 @@ int Frontier(const AttentionShape& shape, int position) {
   return shape.exact ? first : first / kBlockTokens * kBlockTokens;
 }
 
+// The mean score moves by score_error (1 + spread) with the scores, spread = sum_j p_j |score_j -
+// mean|; errors of p (l_relative each, twice: of a span's terms and of its weight) move it along
+// the spread, roundings of p (score - m) along m - mean; a few more when m is added and spans are
+// merged.
+void ExpectMean(const std::vector<double>& scores, double score_error, ExpectedPartial* expected) {
+  double spread = 0, largest = 0;
+  expected->mean = 0;
+  for (const double s : scores) expected->mean += std::exp(s - expected->m) * s / expected->l;
+  for (const double s : scores) {
+    spread += std::exp(s - expected->m) / expected->l * std::abs(s - expected->mean);
+    largest = std::max(largest, std::abs(s));
+  }
+  const double merges = static_cast<double>(scores.size()) / kSpanTokens + 4;
+  expected->mean_bound = score_error * (1 + spread) +
+                         2 * expected->l_relative * (spread + expected->m - expected->mean) +
+                         merges * 4 * kF32 * largest;
+}
+
 }  // namespace
 
 std::string AttentionShape::Name() const {
@@ -191,6 +209,7 @@ ExpectedPartial AttentionWorld::Expect(const float* q, int sequence, int head,
       expected.o_bound[j] += p * std::abs(v) * weight_error;
     }
   }
+  ExpectMean(scores, score_error, &expected);
   return expected;
 }
 

@@ -42,6 +42,7 @@ struct StepRows {
 // be.
 struct ExpectedPartial {
   double m = 0, l = 0, m_bound = 0, l_relative = 0;
+  double mean = 0, mean_bound = 0;  // sum_j p_j score_j
   std::vector<double> o, o_bound;
 };
 
@@ -66,11 +67,11 @@ class AttentionWorld {
   ExpectedPartial Expect(const float* q, int sequence, int head,
                          const std::vector<int>& positions) const;
 
- private:
-  // [position, head, d]: as RopeAppend gets them, and as they are stored.
+  // [head, d] as RopeAppend gets them; they are stored as bf16.
   const float* KeyIn(int sequence, int position) const;
   const float* ValueIn(int sequence, int position) const;
 
+ private:
   Rig& rig_;
   AttentionShape shape_;
   std::uint64_t seed_;

@@ -24,6 +24,22 @@ struct Refusal {
 v1::SamplingParams* S(v1::GenerateRequest* r) { return r->mutable_sampling(); }
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 constexpr double kInf = std::numeric_limits<double>::infinity();
+v1::GenerateRequest* Routed(v1::GenerateRequest* r) {
+  r->set_route(v1::ROUTE_ROUTED);
+  return r;
+}
+// A server whose operator sets bounds.
+std::shared_ptr<ServedModel> Bounded() {
+  auto served = FakeServed(nullptr);
+  served->routing = [] {
+    RoutingPolicy policy = FakeRouting();
+    policy.allowed_routes = {Route::kFull, Route::kLocal, Route::kRouted};
+    policy.max_cost_weight = 2.5f;
+    policy.min_eta = 0.25f;
+    return policy;
+  };
+  return served;
+}
 constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
 
 const Refusal kRefusals[] = {
@@ -91,6 +107,20 @@ const Refusal kRefusals[] = {
     {"logprobs above 20", [](auto* r) { S(r)->set_logprobs(21); }, kInvalid, "sampling.logprobs"},
     {"logprobs negative", [](auto* r) { S(r)->set_logprobs(-1); }, kInvalid, "sampling.logprobs"},
     {"unknown route", [](auto* r) { r->set_route(static_cast<v1::Route>(77)); }, kInvalid, "route"},
+    {"route the operator excludes", [](auto* r) { r->set_route(v1::ROUTE_LINEAR); }, kInvalid,
+     "route: linear is not allowed here; allowed: full, local, routed"},
+    {"cost_weight NaN", [](auto* r) { Routed(r)->set_cost_weight(static_cast<float>(kNaN)); },
+     kInvalid, "cost_weight"},
+    {"cost_weight negative", [](auto* r) { Routed(r)->set_cost_weight(-1); }, kInvalid,
+     "cost_weight"},
+    {"cost_weight past the operator's bound", [](auto* r) { Routed(r)->set_cost_weight(3); },
+     kInvalid, "cost_weight: 3 is outside [0, 2.5]"},
+    {"cost_weight of a forced route", [](auto* r) { r->set_cost_weight(1); }, kInvalid,
+     "cost_weight"},
+    {"eta NaN", [](auto* r) { Routed(r)->set_eta(static_cast<float>(kNaN)); }, kInvalid, "eta"},
+    {"eta past the operator's bound", [](auto* r) { Routed(r)->set_eta(0.125f); }, kInvalid,
+     "eta: 0.125 is outside [0.25, 1]"},
+    {"eta of a forced route", [](auto* r) { r->set_eta(1); }, kInvalid, "eta"},
     {"request_id too long", [](auto* r) { r->set_request_id(std::string(129, 'i')); }, kInvalid,
      "request_id"},
     {"deadline NaN", [](auto* r) { r->set_deadline_seconds(kNaN); }, kInvalid, "deadline_seconds"},
@@ -101,7 +131,7 @@ const Refusal kRefusals[] = {
 };
 
 TEST(Convert, EveryRowOfTheRefusalTableGivesItsCodeAndNamesItsField) {
-  const auto served = FakeServed(nullptr);
+  const auto served = Bounded();
   for (const Refusal& row : kRefusals) {
     v1::GenerateRequest request;
     request.set_text("hello");
@@ -180,7 +210,7 @@ TEST(Convert, EverythingTheClientSetsReachesTheEngine) {
   EXPECT_EQ(p.max_tokens, 12);
   EXPECT_EQ(p.min_tokens, 2);
   EXPECT_EQ(p.logprobs, 3);
-  EXPECT_EQ(result->route, Mechanism::kLocal);
+  EXPECT_EQ(result->wish.route, Route::kLocal);
   EXPECT_EQ(result->priority, -4);
   EXPECT_EQ(result->deadline_s, 2.5);
   EXPECT_EQ(result->request_id, "r1");
@@ -188,17 +218,31 @@ TEST(Convert, EverythingTheClientSetsReachesTheEngine) {
 
 TEST(Convert, UnsetFieldsKeepTheEnginesDefaults) {
   auto served = FakeServed(nullptr);
-  served->default_route = Mechanism::kLocal;
   v1::GenerateRequest request;
   request.set_text("hi");
   const auto result = ToEngine(request, *served);
   ASSERT_TRUE(result.ok()) << result.status();
-  EXPECT_EQ(result->route, Mechanism::kLocal);
+  EXPECT_FALSE(result->wish.route || result->wish.cost_weight || result->wish.eta);
   EXPECT_FALSE(result->sampling.seed.has_value());
   EXPECT_FALSE(result->deadline_s.has_value());
   EXPECT_EQ(result->sampling.max_tokens, 0);
   EXPECT_EQ(result->sampling.logprobs, -1);
   EXPECT_EQ(result->sampling.temperature, SamplingParams().temperature);
+}
+
+TEST(Convert, RoutingWishesReachTheEngineAndNeedARouteOnlyWhereTheDefaultIsAnother) {
+  const auto served = FakeServed(nullptr);
+  v1::GenerateRequest request;
+  request.set_text("hi");
+  Routed(&request)->set_cost_weight(2);
+  request.set_eta(0.5f);
+  const auto result = ToEngine(request, *served);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->wish.route, Route::kRouted);
+  EXPECT_EQ(result->wish.cost_weight, 2);
+  EXPECT_EQ(result->wish.eta, 0.5f);
+  served->controller = nullptr;
+  EXPECT_EQ(ToEngine(request, *served).status().code(), kInvalid);
 }
 
 TEST(Convert, TheLastEventCarriesUsageTimingsAndReason) {

@@ -113,6 +113,60 @@ TEST_F(CtlTest, AJobIsSubmittedWatchedShownAndCancelled) {
   EXPECT_EQ(Run("get no-such-job").code, 1);
 }
 
+TEST_F(CtlTest, RoutingIsShownAndChanged) {
+  server_.Load();
+  const Ran get = Run("routing get");
+  EXPECT_EQ(get.code, 0) << get.err;
+  for (const char* part : {"default: full, cost weight 0.25, eta 0.75", "fake-controller",
+                           "elastic: off", "since start", "layer 1", "60.0%"}) {
+    EXPECT_NE(get.out.find(part), std::string::npos) << part << " in " << get.out;
+  }
+  const Ran set =
+      Run("routing set --route routed --cost-weight 0.5 --eta 0.9 --elastic on --force-full on "
+          "--allowed-routes full,routed --elastic-queue-wait 3");
+  EXPECT_EQ(set.code, 0) << set.err;
+  EXPECT_NE(set.out.find("default: routed, cost weight 0.5, eta 0.9"), std::string::npos)
+      << set.out;
+  EXPECT_NE(set.out.find("force full: on"), std::string::npos) << set.out;
+  const auto object = nlohmann::json::parse(Run("routing get --json").out);
+  EXPECT_EQ(object["policy"]["default_route"], "ROUTE_ROUTED");
+  EXPECT_EQ(object["policy"]["elastic"], true);
+  EXPECT_EQ(object["policy"]["elastic_queue_wait_seconds"], 3);
+  EXPECT_EQ(object["policy"]["allowed_routes"]["routes"].size(), 2u);
+  EXPECT_EQ(object["layers"].size(), 2u);
+  const auto off = nlohmann::json::parse(Run("routing set --json --force-full off").out);
+  EXPECT_EQ(off["force_full"], false);
+  EXPECT_EQ(off["elastic"], true);
+}
+
+TEST_F(CtlTest, RoutingRefusesWhatMakesNoSense) {
+  server_.Load();
+  EXPECT_EQ(Run("routing").code, 2);
+  EXPECT_EQ(Run("routing dance").code, 2);
+  EXPECT_EQ(Run("routing --help").code, 0);
+  EXPECT_EQ(Run("routing set").code, 1);
+  EXPECT_NE(Run("routing set --elastic maybe").code, 0);
+  const Ran refused = Run("routing set --eta 2");
+  EXPECT_EQ(refused.code, 1);
+  EXPECT_NE(refused.err.find("INVALID_ARGUMENT: eta"), std::string::npos) << refused.err;
+}
+
+TEST_F(CtlTest, GenerateShowsWhatAttentionDidWhenThereWasSomethingToDecide) {
+  server_.Load();
+  EXPECT_EQ(Run("generate --max-tokens 3 hello").err.find("beyond the window"), std::string::npos);
+  server_.engine.routed = true;
+  const std::string flags =
+      "generate --route routed --cost-weight 1 --eta 0.5 --max-tokens 3 hello";
+  const Ran ran = Run(flags);
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  EXPECT_NE(ran.err.find("10.0% full, 60.0% linear, 30.0% local; mean U 0.250; 40.0% of the bytes"),
+            std::string::npos)
+      << ran.err;
+  const auto object = nlohmann::json::parse(Run(flags + " --json").out);
+  EXPECT_EQ(object["routing"]["linear"], 0.6);
+  EXPECT_EQ(object["routing"]["attention_bytes_ratio"], 0.4);
+}
+
 TEST_F(CtlTest, HealthTellsServingFromLoadingFromNobody) {
   EXPECT_EQ(Run("health").code, 3);
   server_.Load();

@@ -19,6 +19,7 @@
 #include "engine/engine.h"
 #include "engine/model/tokenizer.h"
 #include "rpc/served_model.h"
+#include "tests/support/fake_controller.h"
 
 namespace metattn {
 
@@ -53,6 +54,14 @@ class FakeTokenizer final : public Tokenizer {
  private:
   std::vector<std::int32_t> stop_ids_ = {0};
 };
+
+// The default route is full, requests may ask for what they like.
+inline RoutingPolicy FakeRouting() {
+  const FakeController controller;
+  RoutingChange flags;
+  flags.route = Route::kFull;
+  return *InitialRouting(flags, &controller, false);
+}
 
 class FakeEngine final : public Engine {
  public:
@@ -108,7 +117,25 @@ class FakeEngine final : public Engine {
     s.seconds_in_current_step = step_seconds_override;
     s.draining = draining_;
     s.failed = failed_override;
+    s.cost_weight = routing_.cost_weight;
+    s.force_full = routing_.force_full;
     return s;
+  }
+  absl::StatusOr<RoutingPolicy> SetRouting(const RoutingChange& change) override {
+    std::lock_guard lock(mutex_);
+    auto next = ChangeRouting(routing_, change, {.controller = true});
+    if (next.ok()) routing_ = *next;
+    return next;
+  }
+  RoutingState Routing() const override {
+    std::lock_guard lock(mutex_);
+    RoutingState state;
+    state.policy = routing_;
+    state.cost_weight = routing_.cost_weight;
+    state.cost_weight_levels = FakeController().spec().cost_weight_levels;
+    state.layers = {FakeCounts(), FakeCounts()};
+    state.recent = FakeCounts();
+    return state;
   }
   bool Drain(double seconds) override {
     std::unique_lock lock(mutex_);
@@ -121,6 +148,17 @@ class FakeEngine final : public Engine {
     return all;
   }
   int max_context() const override { return options_.max_context; }
+
+  // Of each layer, of the last minute and of each finished request.
+  static RoutingCounts FakeCounts() {
+    RoutingCounts counts;
+    counts.rows = {10, 60, 30};
+    counts.routed_rows = 100;
+    counts.uncertainty = 25;
+    counts.bytes_read = 400;
+    counts.bytes_dense = 1000;
+    return counts;
+  }
 
   void Pause(bool paused) {
     std::lock_guard lock(mutex_);
@@ -135,6 +173,7 @@ class FakeEngine final : public Engine {
   std::atomic<bool> failed_override = false;
   // > 0: every request ends with kError after this many tokens.
   std::atomic<int> fail_after = 0;
+  std::atomic<bool> routed = false;  // finished requests have counts
 
  private:
   struct Live {
@@ -197,6 +236,7 @@ class FakeEngine final : public Engine {
       Generate(live, &event);
     }
     event.usage.generated_tokens = live.generated;
+    if (event.finish != FinishReason::kNone && routed) event.routing = FakeCounts();
     if (options_.observer != nullptr) {
       if (live.generated == 1) options_.observer->OnFirstToken(age);
       if (event.finish != FinishReason::kNone) options_.observer->OnFinish(event);
@@ -225,6 +265,7 @@ class FakeEngine final : public Engine {
   std::map<std::uint64_t, Live> live_;
   std::uint64_t next_ = 0;
   bool stop_ = false, draining_ = false, paused_ = false;
+  RoutingPolicy routing_ = FakeRouting();
   std::thread thread_;
 };
 
@@ -244,7 +285,12 @@ inline std::shared_ptr<ServedModel> FakeServed(Engine* engine) {
   served->name = "fake";
   served->config.architecture = "llama";
   served->config.vocab = kFakeVocab;
+  static const FakeController controller;
   served->tokenizer = &tokenizer;
+  served->controller = &controller;
+  served->routing = [engine] {
+    return engine == nullptr ? FakeRouting() : engine->Routing().policy;
+  };
   served->engine = engine;
   served->max_context = engine == nullptr ? 4096 : engine->max_context();
   served->chat_template = "chatml";

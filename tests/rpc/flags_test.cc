@@ -28,6 +28,7 @@ class FlagsTest : public ::testing::Test {
     AddConfigFlag(app);
     AddModelFlags(app, &model);
     AddEngineFlags(app, &engine);
+    AddRoutingFlags(app, &engine);
     AddGenerateFlags(app, &generate);
     arguments.insert(arguments.begin(), "test");
     std::vector<char*> argv;
@@ -70,14 +71,35 @@ TEST_F(FlagsTest, FlagsFillTheOptions) {
   EXPECT_TRUE(model.deterministic);
   EXPECT_EQ(engine.kv_cache_bytes, 2 << 20);
   EXPECT_FALSE(engine.prefix_reuse);
-  EXPECT_EQ(engine.route, Mechanism::kLocal);
+  EXPECT_EQ(engine.route.route, Route::kLocal);
   EXPECT_EQ(engine.max_num_seqs, 9);
+}
+
+TEST_F(FlagsTest, RoutingFlagsFillBoundsAndElasticModeAndLeaveTheRestToTheController) {
+  ASSERT_EQ(Parsed({"--model", "m"}), 0) << error;
+  EXPECT_FALSE(engine.routing.elastic || engine.routing.allowed_routes || engine.routing.max_eta);
+  Env("METATTN_MIN_ETA", "0.25");
+  ASSERT_EQ(Parsed({"--model", "m", "--allowed-routes", "full,routed", "--max-cost-weight", "1.5",
+                    "--elastic", "--elastic-queue-wait", "4", "--elastic-inter-token", "0.5",
+                    "--elastic-raise-after", "1"}),
+            0)
+      << error;
+  EXPECT_EQ(engine.routing.allowed_routes, (std::vector<Route>{Route::kFull, Route::kRouted}));
+  EXPECT_EQ(engine.routing.max_cost_weight, 1.5f);
+  EXPECT_EQ(engine.routing.min_eta, 0.25f);
+  EXPECT_EQ(engine.routing.elastic, true);
+  EXPECT_EQ(engine.routing.queue_wait_s, 4);
+  EXPECT_EQ(engine.routing.inter_token_s, 0.5);
+  EXPECT_EQ(engine.elastic_raise_after_s, 1);
+  EXPECT_FALSE(engine.routing.min_cost_weight.has_value());
 }
 
 TEST_F(FlagsTest, WithoutFlagsTheDefaultsOfTheOptionsStand) {
   ASSERT_EQ(Parsed({"--model", "m"}), 0) << error;
   EXPECT_EQ(engine.max_num_batched_tokens, EngineOptions().max_num_batched_tokens);
-  EXPECT_EQ(engine.route, Mechanism::kFull);
+  EXPECT_FALSE(engine.route.route.has_value());
+  EXPECT_FALSE(engine.route.cost_weight.has_value());
+  EXPECT_FALSE(engine.route.eta.has_value());
   EXPECT_TRUE(engine.prefix_reuse);
   EXPECT_EQ(model.window, ModelOptions().window);
   EXPECT_FALSE(generate.temperature.has_value());
@@ -92,7 +114,7 @@ TEST_F(FlagsTest, EnvironmentStandsInForFlags) {
   ASSERT_EQ(Parsed({}), 0) << error;
   EXPECT_EQ(model.model, "from-env");
   EXPECT_EQ(engine.max_queue, 5);
-  EXPECT_EQ(engine.route, Mechanism::kLocal);
+  EXPECT_EQ(engine.route.route, Route::kLocal);
   EXPECT_FALSE(engine.prefix_reuse);
   EXPECT_TRUE(model.deterministic);
 }
@@ -122,8 +144,11 @@ TEST_F(FlagsTest, BadValuesAreErrorsThatNameTheFlag) {
       {{"--model", "m", "--route", "sideways"}, "--route"},
       {{"--model", "m", "--device", "abacus"}, "--device"},
       {{"--model", "m", "--kv-cache-memory", "lots"}, "--kv-cache-memory"},
-      {{"--model", "m", "--window", "0"}, "--window"},
+      {{"--model", "m", "--window", "-1"}, "--window"},
       {{"--model", "m", "--no-such-flag", "1"}, "--no-such-flag"},
+      {{"--model", "m", "--allowed-routes", "full,sideways"}, "--allowed-routes"},
+      {{"--model", "m", "--elastic-queue-wait", "0"}, "--elastic-queue-wait"},
+      {{"--model", "m", "--max-eta", "2"}, "--max-eta"},
       {{}, "--model"},
       {{"--model", "m", "--config", "/no/such/file.toml"}, "/no/such/file.toml"},
       {{"--model", "m", "--config", Toml("no-such-key = 1\n")}, "no-such-key"},

@@ -100,6 +100,7 @@ class MetricsTest : public ::testing::Test {
     MetricsSources sources;
     sources.model = "fake";
     sources.ranks = 2;
+    sources.layers = 3;
     sources.max_context = 8192;
     sources.engine = [] {
       EngineSnapshot s;
@@ -108,6 +109,8 @@ class MetricsTest : public ::testing::Test {
       s.blocks_used = 25;
       s.blocks_capacity = 100;
       s.seconds_in_current_step = 1.5;
+      s.cost_weight = 0.5f;
+      s.force_full = true;
       return s;
     };
     sources.jobs_waiting = [] { return 7; };
@@ -141,6 +144,8 @@ TEST_F(MetricsTest, GaugesAreReadAtEachScrapeAndNotAfterDetach) {
   EXPECT_EQ(Value(text, "metattn_requests_running{model_name=\"fake\"}"), 5);
   EXPECT_EQ(Value(text, "metattn_kv_cache_usage_ratio{model_name=\"fake\"}"), 0.25);
   EXPECT_EQ(Value(text, "metattn_jobs_waiting{model_name=\"fake\"}"), 7);
+  EXPECT_EQ(Value(text, "metattn_routing_cost_weight{model_name=\"fake\"}"), 0.5);
+  EXPECT_EQ(Value(text, "metattn_routing_force_full{model_name=\"fake\"}"), 1);
   EXPECT_EQ(Value(text, "metattn_serving"), 1);
   EXPECT_GT(Value(text, "metattn_process_resident_memory_bytes"), 1e6);
   metrics_->Detach();
@@ -149,16 +154,68 @@ TEST_F(MetricsTest, GaugesAreReadAtEachScrapeAndNotAfterDetach) {
   EXPECT_EQ(Value(text, "metattn_serving"), 0);
 }
 
-TEST_F(MetricsTest, StepsAndRequestsAreCounted) {
+TEST_F(MetricsTest, StepsAreCountedByRankLayerAndMechanism) {
   Attach();
-  std::vector<StepResult> ranks(2);
-  ranks[0].step_seconds = 0.5;
-  ranks[1].step_seconds = 0.25;
-  ranks[1].attention_seconds = 0.125;
-  ranks[1].wait_seconds = 0.0625;
-  ranks[1].local_rows = 10;
-  metrics_->OnStep(ranks, 48);
-  metrics_->OnStep(ranks, 48);
+  StepOutput step;
+  step.per_rank.resize(2);
+  step.per_rank[0].step_seconds = 0.5;
+  step.per_rank[1].step_seconds = 0.25;
+  step.per_rank[1].attention_seconds = 0.125;
+  step.per_rank[1].controller_seconds = 0.03125;
+  step.per_rank[1].wait_seconds = 0.0625;
+  step.rank_routing.resize(2);
+  step.rank_routing[0].bytes_read = 7;
+  step.rank_routing[0].bytes_dense = 11;
+  step.rank_routing[1].rows = {1, 2, 10};
+  step.routing.layers.resize(3);
+  step.routing.sequences.resize(1);
+  step.routing.layers[2].rows = {0, 2, 9};
+  step.routing.layers[1].rows = {1, 0, 1};
+  step.routing.histogram[0] = 3;
+  step.routing.histogram[9] = 4;
+  step.routing.layers[1].uncertainty = 4.25;
+  step.routing.shadow.resize(3);
+  step.routing.shadow[2].Note(0.05);
+  metrics_->OnStep(step, 48);
+  metrics_->OnStep(step, 48);
+  const std::string text = Scrape(metrics_->port());
+  const std::string model = "model_name=\"fake\"";
+  EXPECT_EQ(Value(text, "metattn_rank_step_seconds_total{" + model + ",rank=\"0\"}"), 1.0);
+  EXPECT_EQ(Value(text, "metattn_rank_attention_seconds_total{" + model + ",rank=\"1\"}"), 0.25);
+  EXPECT_EQ(Value(text, "metattn_rank_collective_wait_seconds_total{" + model + ",rank=\"1\"}"),
+            0.125);
+  EXPECT_EQ(Value(text, "metattn_rank_controller_seconds_total{" + model + ",rank=\"1\"}"), 0.0625);
+  EXPECT_EQ(Value(text, "metattn_rank_attention_read_bytes_total{" + model + ",rank=\"0\"}"), 14);
+  EXPECT_EQ(Value(text, "metattn_rank_attention_dense_bytes_total{" + model + ",rank=\"0\"}"), 22);
+  const auto by_rank = [&](const char* mechanism, const char* rank) {
+    return Value(text, std::string("metattn_rank_routed_rows_total{mechanism=\"") + mechanism +
+                           "\"," + model + ",rank=\"" + rank + "\"}");
+  };
+  EXPECT_EQ(by_rank("full", "1"), 2);
+  EXPECT_EQ(by_rank("linear", "1"), 4);
+  EXPECT_EQ(by_rank("local", "1"), 20);
+  EXPECT_EQ(by_rank("local", "0"), 0);
+  const auto by_layer = [&](const char* mechanism, const char* layer) {
+    return Value(text, std::string("metattn_layer_routed_rows_total{layer=\"") + layer +
+                           "\",mechanism=\"" + mechanism + "\"," + model + "}");
+  };
+  EXPECT_EQ(by_layer("full", "1"), 2);
+  EXPECT_EQ(by_layer("linear", "2"), 4);
+  EXPECT_EQ(by_layer("local", "2"), 18);
+  EXPECT_EQ(by_layer("local", "0"), 0);
+  const std::string uncertainty = "metattn_routing_uncertainty";
+  EXPECT_EQ(Value(text, uncertainty + "_bucket{" + model + ",le=\"0.1\"}"), 6);
+  EXPECT_EQ(Value(text, uncertainty + "_bucket{" + model + ",le=\"0.9\"}"), 6);
+  EXPECT_EQ(Value(text, uncertainty + "_bucket{" + model + ",le=\"1\"}"), 14);
+  EXPECT_EQ(Value(text, uncertainty + "_sum{" + model + "}"), 8.5);
+  EXPECT_EQ(Value(text, "metattn_iteration_tokens_count{" + model + "}"), 2);
+  const std::string shadow = "metattn_shadow_relative_error_bucket{layer=\"2\"," + model;
+  EXPECT_EQ(Value(text, shadow + ",le=\"0.03\"}"), 0);
+  EXPECT_EQ(Value(text, shadow + ",le=\"0.06\"}"), 2);
+}
+
+TEST_F(MetricsTest, RequestsAreCountedWithTheirTimes) {
+  Attach();
   metrics_->OnFirstToken(0.02);
   metrics_->OnInterToken(0.004);
   metrics_->OnPreemption();
@@ -172,13 +229,6 @@ TEST_F(MetricsTest, StepsAndRequestsAreCounted) {
   metrics_->OnCall("Generate", "OK");
   const std::string text = Scrape(metrics_->port());
   const std::string model = "model_name=\"fake\"";
-  EXPECT_EQ(Value(text, "metattn_rank_step_seconds_total{" + model + ",rank=\"0\"}"), 1.0);
-  EXPECT_EQ(Value(text, "metattn_rank_attention_seconds_total{" + model + ",rank=\"1\"}"), 0.25);
-  EXPECT_EQ(Value(text, "metattn_rank_collective_wait_seconds_total{" + model + ",rank=\"1\"}"),
-            0.125);
-  EXPECT_EQ(
-      Value(text, "metattn_rank_routed_rows_total{mechanism=\"local\"," + model + ",rank=\"1\"}"),
-      20);
   EXPECT_EQ(Value(text, "metattn_requests_total{" + model + ",reason=\"length\"}"), 1);
   EXPECT_EQ(Value(text, "metattn_requests_total{" + model + ",reason=\"cancelled\"}"), 1);
   EXPECT_EQ(Value(text, "metattn_prompt_tokens_total{" + model + "}"), 200);
@@ -187,7 +237,6 @@ TEST_F(MetricsTest, StepsAndRequestsAreCounted) {
   EXPECT_EQ(Value(text, "metattn_time_to_first_token_seconds_bucket{" + model + ",le=\"0.02\"}"),
             1);
   EXPECT_EQ(Value(text, "metattn_e2e_request_latency_seconds_bucket{" + model + ",le=\"2.5\"}"), 0);
-  EXPECT_EQ(Value(text, "metattn_iteration_tokens_count{" + model + "}"), 2);
   EXPECT_EQ(Value(text, "metattn_grpc_calls_total{code=\"OK\",method=\"Generate\"}"), 1);
 }
 

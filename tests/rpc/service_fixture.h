@@ -8,6 +8,7 @@
 #include <string>
 #include <thread>
 
+#include "rpc/admin_service.h"
 #include "rpc/client.h"
 #include "rpc/inference_service.h"
 #include "rpc/job_service.h"
@@ -30,11 +31,14 @@ class TestServer {
  public:
   explicit TestServer(const FakeEngine::Options& options = FakeEngine::Options(),
                       CallObserver* observer = nullptr, const std::string& jobs = ":memory:")
-      : engine(options), inference(&gate, observer), jobs_service(&gate, observer) {
+      : engine(options),
+        inference(&gate, observer),
+        jobs_service(&gate, observer),
+        admin(&gate, observer) {
     ServerOptions server_options;
     server_options.port = 0;
     server_options.max_message_bytes = 1 << 20;
-    auto started = Server::Start(server_options, {&inference, &jobs_service});
+    auto started = Server::Start(server_options, {&inference, &jobs_service, &admin});
     EXPECT_TRUE(started.ok()) << started.status();
     server = *std::move(started);
     auto opened = JobStore::Open(jobs);
@@ -65,6 +69,7 @@ class TestServer {
   std::shared_ptr<ServedModel> served;
   InferenceService inference;
   JobService jobs_service;
+  AdminService admin;
   std::unique_ptr<JobStore> store;
   std::shared_ptr<JobRunner> runner;
   std::unique_ptr<Server> server;

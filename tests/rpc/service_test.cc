@@ -332,8 +332,8 @@ TEST(Service, ReflectionListsWhatClientsMayCall) {
   for (const grpc::Slice& s : slices) {
     bytes.append(reinterpret_cast<const char*>(s.begin()), s.size());
   }
-  for (const char* name :
-       {"metattn.v1.InferenceService", "metattn.v1.JobService", "grpc.health.v1.Health"}) {
+  for (const char* name : {"metattn.v1.InferenceService", "metattn.v1.JobService",
+                           "metattn.v1.AdminService", "grpc.health.v1.Health"}) {
     EXPECT_NE(bytes.find(name), std::string::npos) << name;
   }
   context.TryCancel();

@@ -12,44 +12,67 @@
 namespace metattn::test {
 namespace {
 
+std::int64_t BlocksFor(std::size_t tokens) {
+  return static_cast<std::int64_t>((tokens + kBlockTokens - 1) / kBlockTokens);
+}
+
 WorkerLimits LimitsFor(std::size_t tokens, const RunnerOptions& options) {
   WorkerLimits limits;
-  limits.max_batch_tokens = options.chunk;
-  limits.max_sequences = 1;
+  limits.max_sequences = 1 + options.company;
+  limits.max_batch_tokens = options.chunk * limits.max_sequences;
   limits.max_logit_rows = options.chunk;
   limits.max_context = static_cast<int>(tokens);
-  limits.min_blocks = static_cast<std::int64_t>((tokens + kBlockTokens - 1) / kBlockTokens);
+  limits.min_blocks = BlocksFor(tokens) * limits.max_sequences;
   limits.max_blocks = limits.min_blocks;
   limits.perturb = options.perturb;
   limits.perturb_seed = options.perturb_seed;
   return limits;
 }
 
+int Steps(std::int32_t length, std::int32_t chunk) { return (length + chunk - 1) / chunk; }
+
+// Sequence 0 is the one that is wanted; it comes last in the step. The others have its tokens from
+// another place on, slots and blocks of their own, and what policies there are.
+void AddSequence(int index, std::span<const std::int32_t> tokens, std::int32_t begin,
+                 const RunnerOptions& options, StepPlan& plan) {
+  const auto length = static_cast<std::int32_t>(tokens.size());
+  const std::int32_t rows = std::min(options.chunk, length - begin);
+  StepSequence s;
+  s.id = static_cast<std::uint64_t>(index) + 1;
+  s.start = begin;
+  s.rows = rows;
+  s.blocks.resize(static_cast<std::size_t>(BlocksFor(tokens.size())));
+  // Backwards, so that a table that is not read shows.
+  std::iota(s.blocks.rbegin(), s.blocks.rend(), index * static_cast<int>(s.blocks.size()));
+  s.state_slot = options.company - index;
+  s.state_position = options.rebuild_states ? -1 : begin - 1;
+  plan.sequences.push_back(std::move(s));
+  const RoutePolicy others[] = {{options.controller.empty() ? Route::kFull : Route::kLinear, 0, 0},
+                                {Route::kLocal, 0, 0}};
+  for (std::int32_t i = 0; i < rows; ++i) {
+    const std::int32_t from = (begin + i + 17 * index) % length;
+    plan.tokens.push_back(tokens[static_cast<std::size_t>(from)]);
+    plan.policy.push_back(index == 0 ? options.policy : others[index % 2]);
+  }
+}
+
 absl::Status Feed(Worker& worker, std::span<const std::int32_t> tokens,
                   const RunnerOptions& options, RunnerOutput& out) {
   const auto length = static_cast<std::int32_t>(tokens.size());
-  std::vector<std::int32_t> blocks((tokens.size() + kBlockTokens - 1) / kBlockTokens);
-  std::iota(blocks.rbegin(), blocks.rend(),
-            0);  // backwards, so that a table that is not read shows
-  for (std::int32_t begin = 0; begin < length; begin += options.chunk) {
-    const std::int32_t rows = std::min(options.chunk, length - begin);
+  const int steps = Steps(length, options.chunk);
+  for (int i = 0; i < options.repeats * steps; ++i) {
+    const std::int32_t begin = i % steps * options.chunk;
+    if (begin == 0) out = {.vocab = out.vocab};
     StepPlan plan;
-    plan.step = begin + 1;
-    plan.sequences.push_back({1, begin, rows, blocks});
-    plan.tokens.assign(tokens.begin() + begin, tokens.begin() + begin + rows);
-    plan.route.assign(rows, static_cast<std::uint8_t>(options.route));
-    plan.logit_rows.resize(rows);
-    std::iota(plan.logit_rows.begin(), plan.logit_rows.end(), 0);
+    plan.step = static_cast<std::uint64_t>(i) + 1;
+    for (int s = options.company; s >= 0; --s) AddSequence(s, tokens, begin, options, plan);
+    plan.logit_rows.resize(static_cast<std::size_t>(plan.sequences.back().rows));
+    std::iota(plan.logit_rows.begin(), plan.logit_rows.end(),
+              static_cast<std::int32_t>(plan.tokens.size() - plan.logit_rows.size()));
     absl::StatusOr<StepOutput> step = worker.Step(plan);
     if (!step.ok()) return step.status();
     out.logits.insert(out.logits.end(), step->logits.begin(), step->logits.end());
-    for (const StepResult& r : step->per_rank) {
-      out.sum.attention_bytes_read += r.attention_bytes_read;
-      out.sum.attention_bytes_dense += r.attention_bytes_dense;
-      out.sum.eligible_rows += r.eligible_rows;
-      out.sum.full_rows += r.full_rows;
-      out.sum.local_rows += r.local_rows;
-    }
+    out.routing.Add(step->routing.sequences.back());
   }
   return worker.Stop();
 }
@@ -69,6 +92,9 @@ absl::StatusOr<RunnerOutput> RunModel(const std::string& model_path,
   model.isa = options.isa;
   model.threads = options.threads;
   model.rank_weights = options.rank_weights;
+  model.controller = options.controller;
+  model.record_decisions = options.record_decisions;
+  model.replay_decisions = options.replay_decisions;
   model.window = options.window;
   model.sinks = options.sinks;
   model.deterministic = options.deterministic;

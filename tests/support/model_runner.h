@@ -19,10 +19,16 @@ struct RunnerOptions {
   std::string isa;
   int threads = 1;
   bool deterministic = false;
-  Mechanism route = Mechanism::kFull;
+  std::string controller;  // directory; empty: none
+  RoutePolicy policy;
   int window = 256;
   int sinks = 4;
-  std::int32_t chunk = 64;  // rows of a step
+  std::int32_t chunk = 64;      // rows of a step
+  bool rebuild_states = false;  // every step builds its linear states from the pages
+  int company = 0;  // other sequences in every step, under other policies; not in the output
+  int repeats = 1;  // the tokens again through the same worker; the last time counts
+  std::string record_decisions;  // directories; empty: neither
+  std::string replay_decisions;
   double perturb = 0;
   std::uint64_t perturb_seed = 1;
 };
@@ -30,7 +36,7 @@ struct RunnerOptions {
 struct RunnerOutput {
   std::vector<float> logits;  // [tokens, vocab]
   std::int64_t vocab = 0;
-  StepResult sum;  // counters summed over steps and ranks
+  RoutingCounts routing;  // of the sequence, summed over steps and ranks
 };
 
 // Teacher-forced logits of every position of `tokens`.

@@ -153,24 +153,24 @@ TEST(Transformer, ForcedFullDoesNotDependOnWhereTheWindowEnds) {
   const std::vector<std::int32_t> tokens = Tokens("mistral");
   RunnerOptions options = kSmallWindow;
   const RunnerOutput small = Forward("mistral", tokens, options);
-  EXPECT_GT(small.sum.full_rows, 0);
+  EXPECT_GT(small.routing.rows[0], 0);
   options.window = 4096;
   const RunnerOutput dense = Forward("mistral", tokens, options);
-  EXPECT_EQ(dense.sum.eligible_rows, 0);
+  EXPECT_EQ(dense.routing.eligible(), 0);
   EXPECT_LE(MaxAbsDifference(small.logits, dense.logits),
             Bound("mistral", tokens, options, kF32Rounding));
-  EXPECT_EQ(small.sum.attention_bytes_read, small.sum.attention_bytes_dense);
+  EXPECT_EQ(small.routing.bytes_read, small.routing.bytes_dense);
 }
 
 TEST(Transformer, LocalReadsLessAndDiffersOnlyWhereTheFarSpanIsNotEmpty) {
   const std::vector<std::int32_t> tokens = Tokens("llama");
   RunnerOptions options = kSmallWindow;
   const RunnerOutput full = Forward("llama", tokens, options);
-  options.route = Mechanism::kLocal;
+  options.policy.route = Route::kLocal;
   const RunnerOutput local = Forward("llama", tokens, options);
-  EXPECT_EQ(local.sum.full_rows, 0);
-  EXPECT_EQ(local.sum.local_rows, local.sum.eligible_rows);
-  EXPECT_LT(local.sum.attention_bytes_read, full.sum.attention_bytes_read);
+  EXPECT_EQ(local.routing.rows[0], 0);
+  EXPECT_EQ(local.routing.rows[2], local.routing.eligible());
+  EXPECT_LT(local.routing.bytes_read, full.routing.bytes_read);
   const std::size_t first = 127 * full.vocab;  // a(127) = 64 > sinks
   const std::span<const float> a(full.logits), b(local.logits);
   EXPECT_EQ(MaxAbsDifference(a.first(first), b.first(first)), 0.0);

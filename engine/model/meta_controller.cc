@@ -1,0 +1,242 @@
+#include "engine/model/meta_controller.h"
+
+#include <algorithm>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "engine/formats/status_macros.h"
+#include "engine/model/tensor_values.h"
+#include "engine/model/upload.h"
+
+namespace metattn {
+namespace {
+
+View Optional(const Buffer& buffer) { return buffer.bytes() == 0 ? View{} : View{&buffer}; }
+
+std::int64_t Scalars(const ModelConfig& c) { return 1 + 4 * c.group(); }
+
+// Bytes [begin, end) of the outermost extent of a tensor.
+std::span<const std::byte> Outer(const TensorInfo& tensor, std::int64_t begin, std::int64_t end) {
+  const std::size_t stride = tensor.data.size() / static_cast<std::size_t>(tensor.shape.front());
+  return tensor.data.subspan(static_cast<std::size_t>(begin) * stride,
+                             static_cast<std::size_t>(end - begin) * stride);
+}
+
+// Feature maps are stored for Hugging Face's order of a head's dimensions (RoPE pairs i and
+// i + rotary_dim / 2), so that one controller serves every file of a model. Where the model keeps
+// its pairs side by side, the columns move along: to 2i comes i, to 2i + 1 comes i + rotary_dim
+// / 2.
+std::vector<std::byte> InterleaveColumns(std::span<const std::byte> maps, const ModelConfig& c) {
+  std::vector<std::byte> moved(maps.begin(), maps.end());
+  const auto d = static_cast<std::size_t>(c.head_dim);
+  const auto half = static_cast<std::size_t>(c.rotary_dim) / 2;
+  constexpr std::size_t kBytes = 2;  // bf16
+  for (std::size_t row = 0; row < maps.size(); row += d * kBytes) {
+    for (std::size_t to = 0; to < 2 * half; ++to) {
+      const std::size_t from = to % 2 == 0 ? to / 2 : half + to / 2;
+      std::copy_n(maps.begin() + static_cast<std::ptrdiff_t>(row + from * kBytes), kBytes,
+                  moved.begin() + static_cast<std::ptrdiff_t>(row + to * kBytes));
+    }
+  }
+  return moved;
+}
+
+bool IsFeatureMap(std::string_view name) { return name == "linear.w_q" || name == "linear.w_k"; }
+
+}  // namespace
+
+std::int64_t MetaController::Bytes(const ControllerSpec& spec, const ModelConfig& c, int heads,
+                                   const MetaControllerShape& shape) {
+  const std::int64_t d = c.head_dim, q_heads = std::int64_t{heads} * c.group(), n = Scalars(c);
+  const std::int64_t f = Features(spec.feature_map, c.head_dim);
+  const std::int64_t maps =
+      spec.feature_map == FeatureMap::kHedgehog ? (q_heads + heads) * d * d * 2 : 0;
+  const std::int64_t projection = (spec.width + std::int64_t{3} * heads) * c.hidden * 2;
+  const std::int64_t head_weights = heads * (2 * n + spec.width * (n + 4) + 6 + 3 * n);
+  const std::int64_t per_layer = maps + projection + 4 * (head_weights + 2 * q_heads);
+  const std::int64_t per_row = 4 * (spec.width + std::int64_t{5} * heads + q_heads * (f + 1));
+  return c.layers * (per_layer + 0) + shape.max_rows * per_row +
+         std::int64_t{shape.max_sequences} * c.layers * heads *
+             StateBytes(static_cast<int>(f), c.head_dim);
+}
+
+Work MetaController::state_work() const {
+  const std::int64_t f = features(), d = config_->head_dim;
+  return {f * d * 4, config_->group() * f * d};
+}
+
+Work MetaController::feature_work() const {
+  const std::int64_t f = features(), d = config_->head_dim, g = config_->group();
+  const bool learned = spec_.feature_map == FeatureMap::kHedgehog;
+  return {(learned ? g * d * d * 2 : 0) + f * 4, g * ((learned ? d * d : 0) + f)};
+}
+
+absl::StatusOr<std::unique_ptr<MetaController>> MetaController::Create(
+    const ControllerFile& file, const ModelConfig& config, const Slice& slice,
+    const MetaControllerShape& shape, Kernels& kernels) {
+  std::unique_ptr<MetaController> controller(
+      new MetaController(file.spec(), config, slice.heads(), shape, kernels));
+  controller->layers_.resize(static_cast<std::size_t>(config.layers));
+  for (int layer = 0; layer < config.layers; ++layer) {
+    METATTN_RETURN_IF_ERROR(controller->LoadLayer(file, layer, slice));
+  }
+  METATTN_RETURN_IF_ERROR(controller->Allocate());
+  return controller;
+}
+
+absl::Status MetaController::LoadLayer(const ControllerFile& file, int index, const Slice& slice) {
+  Layer& layer = layers_[static_cast<std::size_t>(index)];
+  const std::int64_t h0 = slice.head_begin, h1 = slice.head_end, g = config_->group();
+  Device& device = kernels_->device();
+  const struct {
+    const char* name;
+    std::int64_t begin, end;
+    Buffer* to;
+  } wanted[] = {
+      {"linear.w_q", h0 * g, h1 * g, &layer.w_q},
+      {"linear.w_k", h0, h1, &layer.w_k},
+      {"linear.log_gain", h0 * g, h1 * g, &layer.log_gain},
+      {"linear.kappa", h0 * g, h1 * g, &layer.kappa},
+      {"controller.scalar_mean", h0, h1, &layer.scalar_mean},
+      {"controller.scalar_scale", h0, h1, &layer.scalar_scale},
+      {"controller.scalars", h0, h1, &layer.scalars},
+      {"controller.bias", h0, h1, &layer.bias},
+      {"controller.out", h0, h1, &layer.out},
+      {"controller.out_bias", h0, h1, &layer.out_bias},
+      {"controller.scalars_skip", h0, h1, &layer.scalars_skip},
+  };
+  for (const auto& w : wanted) {
+    const TensorInfo* tensor = file.Find(index, w.name);
+    if (tensor == nullptr) continue;  // elu1 has no maps
+    const std::span<const std::byte> part = Outer(*tensor, w.begin, w.end);
+    if (config_->rope_interleaved && IsFeatureMap(w.name)) {
+      METATTN_ASSIGN_OR_RETURN(*w.to, UploadBytes(InterleaveColumns(part, *config_), device));
+    } else {
+      METATTN_ASSIGN_OR_RETURN(*w.to, UploadBytes(part, device));
+    }
+  }
+  std::vector<float> offsets;
+  for (std::int64_t h = h0; h < h1; ++h) {
+    const PerMechanism& o =
+        spec_.offsets[static_cast<std::size_t>(index)][static_cast<std::size_t>(h)];
+    offsets.insert(offsets.end(), o.begin(), o.end());
+  }
+  METATTN_ASSIGN_OR_RETURN(layer.offset, UploadFloats(offsets, device));
+  const TensorInfo* x = file.Find(index, "controller.x");
+  const TensorInfo* skip = file.Find(index, "controller.x_skip");
+  const std::int64_t stride = config_->hidden * 2;
+  const MatrixPart parts[] = {
+      {DType::kBF16, x->data.data(), spec_.width, stride},
+      {DType::kBF16, Outer(*skip, h0, h1).data(), (h1 - h0) * kMechanisms, stride}};
+  METATTN_ASSIGN_OR_RETURN(layer.project, kernels_->Pack(parts, config_->hidden));
+  return absl::OkStatus();
+}
+
+absl::Status MetaController::Allocate() {
+  const std::int64_t rows = shape_.max_rows, q_heads = std::int64_t{heads_} * config_->group();
+  const std::int64_t counters = std::int64_t{config_->layers} * heads_;
+  const struct {
+    Buffer* buffer;
+    std::int64_t bytes;
+  } wanted[] = {
+      {&states_, shape_.max_sequences * counters * StateBytes(features(), config_->head_dim)},
+      {&projected_, rows * (spec_.width + std::int64_t{3} * heads_) * 4},
+      {&phi_q_, rows * q_heads * features() * 4},
+      {&lse_far_, rows * q_heads * 4},
+      {&uncertainty_, rows * counters * 4},
+      {&margin_, rows * counters * 4},
+  };
+  for (const auto& w : wanted) {
+    METATTN_ASSIGN_OR_RETURN(*w.buffer,
+                             kernels_->device().Allocate(static_cast<std::size_t>(w.bytes)));
+  }
+  return absl::OkStatus();
+}
+
+LinearShape MetaController::Shape(int layer, const Inputs& in) const {
+  const std::size_t offset = static_cast<std::size_t>(layer) * static_cast<std::size_t>(heads_) *
+                             static_cast<std::size_t>(StateBytes(features(), config_->head_dim));
+  return {.rows = in.batch->rows(),
+          .pages = in.pages,
+          .states = {{&states_, offset}, std::int64_t{config_->layers} * heads_},
+          .group = config_->group(),
+          .map = spec_.feature_map,
+          .w_k = Optional(layers_[static_cast<std::size_t>(layer)].w_k)};
+}
+
+void MetaController::Odds(int index, const Inputs& in, Stream& stream) {
+  const Layer& layer = layers_[static_cast<std::size_t>(index)];
+  const LinearShape shape = Shape(index, in);
+  kernels_->LinearAbsorb({shape}, stream);
+  kernels_->LinearOdds({.shape = shape,
+                        .w_q = Optional(layer.w_q),
+                        .log_gain = {&layer.log_gain},
+                        .kappa = {&layer.kappa},
+                        .q = in.q,
+                        .near = in.near,
+                        .phi_q = {&phi_q_},
+                        .lse_far = {&lse_far_}},
+                       stream);
+}
+
+void MetaController::Decide(int index, const Inputs& in, View decisions, Stream& stream) {
+  const Layer& layer = layers_[static_cast<std::size_t>(index)];
+  const AttentionRows& rows = in.batch->rows();
+  const std::size_t cell = static_cast<std::size_t>(index * rows.tokens * heads_) * sizeof(float);
+  const int begin = stream.Mark();
+  kernels_->Linear({layer.project.get(), in.x, {}, {&projected_}, rows.tokens}, stream);
+  kernels_->Control({.rows = rows,
+                     .heads = heads_,
+                     .group = config_->group(),
+                     .width = spec_.width,
+                     .state_tokens = static_cast<float>(StateBytes(features(), config_->head_dim)) /
+                                     static_cast<float>(4 * config_->head_dim),
+                     .link = spec_.link,
+                     .uncertain = spec_.uncertain,
+                     .epsilon = spec_.epsilon,
+                     .temperature = spec_.temperature,
+                     .projected = {&projected_},
+                     .near = in.near,
+                     .near_stats = in.near_stats,
+                     .lse_far = {&lse_far_},
+                     .scalar_mean = {&layer.scalar_mean},
+                     .scalar_scale = {&layer.scalar_scale},
+                     .scalars = {&layer.scalars},
+                     .bias = {&layer.bias},
+                     .out = {&layer.out},
+                     .out_bias = {&layer.out_bias},
+                     .scalars_skip = {&layer.scalars_skip},
+                     .offset = {&layer.offset},
+                     .route = in.batch->route(),
+                     .cost_weight = in.batch->cost_weight(),
+                     .eta = in.batch->eta(),
+                     .decisions = decisions,
+                     .uncertainty = {&uncertainty_, cell},
+                     .margin = {&margin_, cell}},
+                    stream);
+  marks_.emplace_back(begin, stream.Mark());
+}
+
+void MetaController::FarLinear(int index, const Inputs& in, const WorkList& list, Stream& stream) {
+  kernels_->FarLinear({.shape = Shape(index, in),
+                       .phi_q = {&phi_q_},
+                       .lse_far = {&lse_far_},
+                       .list = list,
+                       .partial = in.near},
+                      stream);
+}
+
+double MetaController::Seconds(const Stream& stream) const {
+  double seconds = 0;
+  for (const auto& [from, to] : marks_) seconds += stream.SecondsBetween(from, to);
+  return seconds;
+}
+
+void MetaController::FollowOnly(int index, const Inputs& in, const WorkList& none, Stream& stream) {
+  kernels_->LinearAbsorb({Shape(index, in)}, stream);
+  FarLinear(index, in, none, stream);
+}
+
+}  // namespace metattn

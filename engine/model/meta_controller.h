@@ -1,0 +1,101 @@
+// One rank's meta-controllers and feature maps on its device, and the ops they run per layer.
+//
+// Owns weights, linear states and scratch; borrows Kernels. One caller. The states live in slots
+// that the plan names (step_plan.h): a slot belongs to one sequence at a time. Errors: no memory.
+// Cost per layer: the controller's projection of every row, phi of every eligible query and of the
+// keys that became far; far linear attention for the rows that chose it.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "engine/model/config.h"
+#include "engine/model/controller_file.h"
+#include "engine/model/routing_counts.h"
+#include "engine/model/step_batch.h"
+#include "kernels/kernels.h"
+#include "parallel/shard_planner.h"
+
+namespace metattn {
+
+struct MetaControllerShape {
+  int max_rows = 0;
+  int max_sequences = 0;  // slots of linear states
+};
+
+class MetaController {
+ public:
+  static absl::StatusOr<std::unique_ptr<MetaController>> Create(const ControllerFile& file,
+                                                                const ModelConfig& config,
+                                                                const Slice& slice,
+                                                                const MetaControllerShape& shape,
+                                                                Kernels& kernels);
+  // Weights, states and scratch of a rank with `heads` KV heads.
+  static std::int64_t Bytes(const ControllerSpec& spec, const ModelConfig& config, int heads,
+                            const MetaControllerShape& shape);
+
+  // What a layer's attention has at hand when it decides.
+  struct Inputs {
+    const StepBatch* batch = nullptr;
+    PageTable pages;
+    View x;           // [T, D] f32, output of the attention pre-norm
+    View q;           // [T, H*g, d] f32
+    Partial near;     // P0
+    View near_stats;  // [T, H*g, 2] f32
+  };
+
+  void BeginStep() { marks_.clear(); }
+  // Time of the projections and decisions since BeginStep; the stream must have been waited for.
+  double Seconds(const Stream& stream) const;
+  // Advances the states to the step's first rows and computes what linear attention would weigh.
+  void Odds(int layer, const Inputs& in, Stream& stream);
+  // After Odds: [T, H] u8.
+  void Decide(int layer, const Inputs& in, View decisions, Stream& stream);
+  // Merges linear attention into the listed rows; leaves the states at the step's last rows.
+  void FarLinear(int layer, const Inputs& in, const WorkList& list, Stream& stream);
+
+  // Without decisions: the states follow all the same, because a later token may be routed.
+  void FollowOnly(int layer, const Inputs& in, const WorkList& none, Stream& stream);
+
+  // U per (layer, row, KV head) of the step so far, [layers, T, H] f32; zero where not routed.
+  View uncertainty() const { return View{&uncertainty_}; }
+
+  // Of a row that chose linear (S), and of every eligible row (feature maps and z), per KV head.
+  Work state_work() const;
+  Work feature_work() const;
+
+ private:
+  struct Layer {
+    std::unique_ptr<Matrix> project;  // [R + 3H, D]: W_x, then the skips of this rank's heads
+    Buffer w_q, w_k;                  // bf16
+    Buffer log_gain, kappa;
+    Buffer scalar_mean, scalar_scale, scalars, bias, out, out_bias, scalars_skip, offset;
+  };
+
+  MetaController(const ControllerSpec& spec, const ModelConfig& config, int heads,
+                 const MetaControllerShape& shape, Kernels& kernels)
+      : spec_(spec), config_(&config), heads_(heads), shape_(shape), kernels_(&kernels) {}
+  absl::Status LoadLayer(const ControllerFile& file, int index, const Slice& slice);
+  absl::Status Allocate();
+  LinearShape Shape(int layer, const Inputs& in) const;
+  int features() const { return Features(spec_.feature_map, config_->head_dim); }
+
+  ControllerSpec spec_;
+  const ModelConfig* config_;
+  int heads_;
+  MetaControllerShape shape_;
+  Kernels* kernels_;
+  std::vector<Layer> layers_;
+  std::vector<std::pair<int, int>> marks_;
+  Buffer states_;       // [slots, layers, H] states
+  Buffer projected_;    // [T, R + 3H] f32
+  Buffer phi_q_;        // [T, H*g, f] f32
+  Buffer lse_far_;      // [T, H*g] f32
+  Buffer uncertainty_;  // [layers, T, H] f32
+  Buffer margin_;       // [layers, T, H] f32
+};
+
+}  // namespace metattn

@@ -1,0 +1,391 @@
+// Linear attention: states brought forward, and their merge into P0. The odds: linear_odds.cc.
+//
+// An op first makes the features of the keys it adds, per (block, KV head), with the sums that z
+// needs; then z before each block is a running sum. After that rows need no order:
+// states that take blocks do so first, S += phi(K)^T V, and leave a copy for every group of rows
+// that stands between two blocks; a unit is a group, a KV head and, if there are too few, a part of
+// the columns. Every column of S and of a value is one chain in token and feature order, so neither
+// the cut nor the steps show in a bit. In decode no keys are added and FarLinear hands over once.
+#include <cstdint>
+
+#include "kernels/cpu/feature_map.h"
+#include "kernels/cpu/linear_plan.h"
+#include "kernels/cpu/linear_state.h"
+#include "kernels/cpu/ops.h"
+#include "kernels/cpu/page_products.h"
+#include "kernels/cpu/pages.h"
+#include "kernels/cpu/row_products.h"
+#include "kernels/cpu/tile_product.h"
+#include "kernels/cpu/vec.h"
+
+namespace metattn::cpu::METATTN_ISA {
+namespace {
+
+constexpr float kMinusInfinity = -__builtin_inff();
+constexpr int kQueries = 64;                  // query vectors of FarLinear at a time on tiles
+constexpr std::int64_t kWaveBytes = 2 << 20;  // features of keys that LinearAbsorb makes at a time
+
+// Adds the plan's blocks to the states; features are made and kept for the whole plan.
+void AddBlocks(const KeyStore& store, OpContext& context) {
+  const Layer& layer = store.layer;
+  const std::int64_t shards = std::int64_t{store.plan.path_count} * layer.heads;
+  const int parts = StateParts(layer, shards, context.pool.threads());
+  const auto bytes = static_cast<std::size_t>(layer.features * layer.padded * 4);
+  context.pool.ParallelFor(
+      shards * parts, 1, [&](std::int64_t first, std::int64_t last, int worker) {
+        const TileScope tiles(layer.amx);
+        auto* scratch = reinterpret_cast<float*>(context.scratch.Worker(worker, bytes));
+        for (std::int64_t unit = first; unit < last; ++unit) {
+          const int part = static_cast<int>(unit % parts);
+          const int head = static_cast<int>(unit / parts % layer.heads);
+          const StatePath& path = store.plan.paths[unit / parts / layer.heads];
+          StatePart state(layer, path, head, PartBegin(layer, part, parts),
+                          PartBegin(layer, part + 1, parts), scratch);
+          for (int i = path.first_key; i < path.first_key + path.taken; ++i) {
+            state.Add(store, i);
+          }
+          state.Save();
+          if (part == 0) CopyZ(store, path, head, path.taken);
+        }
+      });
+}
+
+// Per listed row and query head: o = keep o + add (phi(q) S).
+struct Factors {
+  float* keep;  // [H, capacity, g]
+  float* add;
+  std::int64_t capacity;
+
+  std::int64_t At(const Layer& layer, int head, int entry) const {
+    return (head * capacity + entry) * layer.group;
+  }
+};
+
+// Factors of one row and KV head; brings its m and l up to date.
+void MergeWeights(const FarLinearArgs& args, const KeyStore& store, int head, int entry,
+                  const Factors& factors) {
+  const Layer& layer = store.layer;
+  const std::int32_t row = args.list.rows.As<std::int32_t>()[head * args.list.capacity + entry];
+  const Place place = Locate(layer, store.plan, row);
+  const std::int64_t index = (std::int64_t{row} * layer.heads + head) * layer.group;
+  const float* phi_q = args.phi_q.As<float>() + index * layer.features;
+  const std::int64_t at = factors.At(layer, head, entry);
+  for (int j = 0; j < layer.group; j += kLanes) {
+    const int n = Smaller(kLanes, layer.group - j);
+    float weight[kLanes];
+    std::uint64_t reads = 0;
+    const float* lse_far = args.lse_far.As<float>() + index + j;
+    for (int i = 0; i < n; ++i) {
+      weight[i] = Weight(store, place, head, phi_q + (j + i) * layer.features);
+      reads |= std::uint64_t{lse_far[i] > kMinusInfinity} << i;  // else it weighs nothing
+    }
+    float* m = args.partial.m.As<float>() + index + j;
+    float* l = args.partial.l.As<float>() + index + j;
+    const F32v lse = LoadN(lse_far, n), near_m = LoadN(m, n), near_l = LoadN(l, n);
+    const F32v largest = args.alone ? lse : Max(near_m, lse);
+    const F32v keep = args.alone ? Zero() : Exp(Sub(near_m, largest));
+    const F32v add = Exp(Sub(lse, largest));
+    StoreN(m, Keep(largest, reads, near_m), n);
+    StoreN(l, Keep(Fma(near_l, keep, add), reads, near_l), n);
+    StoreN(factors.keep + at + j, Keep(keep, reads, Set(1.0f)), n);
+    StoreN(factors.add + at + j, Keep(Div(add, LoadN(weight, n)), reads, Zero()), n);
+  }
+}
+
+// What FarLinear's units share.
+struct FarTask {
+  const FarLinearArgs& args;
+  const KeyStore& store;
+  Factors factors;
+  float* copies;  // [copies, H, f, D]: states before and after each block that a path takes
+  int parts;      // of the columns of rows' values; with one a unit makes its rows' factors itself
+
+  float* Copy(const StatePath& path, int taken, int head) const {
+    const Layer& layer = store.layer;
+    const std::int64_t at = std::int64_t{path.first_copy + taken} * layer.heads + head;
+    return copies + at * layer.features * layer.padded;
+  }
+};
+
+// Brings the states forward, but for z, which rows still need; leaves copies for the rows.
+void AdvanceStates(const FarTask& task, OpContext& context) {
+  const Layer& layer = task.store.layer;
+  const LinearPlan& plan = task.store.plan;
+  if (plan.copy_count == 0) return;
+  const std::int64_t shards = std::int64_t{plan.path_count} * layer.heads;
+  const int parts = StateParts(layer, shards, context.pool.threads());
+  const auto bytes = static_cast<std::size_t>(layer.features * layer.padded * 4);
+  context.pool.ParallelFor(
+      shards * parts, 1, [&](std::int64_t first, std::int64_t last, int worker) {
+        const TileScope tiles(layer.amx);
+        auto* scratch = reinterpret_cast<float*>(context.scratch.Worker(worker, bytes));
+        for (std::int64_t unit = first; unit < last; ++unit) {
+          const int part = static_cast<int>(unit % parts);
+          const int head = static_cast<int>(unit / parts % layer.heads);
+          const StatePath& path = plan.paths[unit / parts / layer.heads];
+          if (path.taken == 0) continue;
+          StatePart state(layer, path, head, PartBegin(layer, part, parts),
+                          PartBegin(layer, part + 1, parts), scratch);
+          for (int i = 0; i < path.taken; ++i) {
+            state.CopyTo(task.Copy(path, i, head));
+            state.Add(task.store, path.first_key + i);
+          }
+          state.CopyTo(task.Copy(path, path.taken, head));
+          state.Save();
+        }
+      });
+}
+
+// Rows of one group of a path, for one KV head and a part of the columns.
+class FarUnit {
+ public:
+  FarUnit(const FarTask& task, float* scratch)
+      : args_(task.args), store_(task.store), layer_(store_.layer), task_(task), state_(scratch) {
+    const std::int64_t cells = std::int64_t{layer_.features} * layer_.padded;
+    values_ = state_ + cells;
+    similarity_ = values_ + std::int64_t{kQueries} * layer_.padded;
+    pairs_ = reinterpret_cast<std::uint32_t*>(similarity_ + kQueryBlock * kBlockTokens);
+    narrow_ = reinterpret_cast<std::uint16_t*>(pairs_ + cells / 2);
+  }
+  static std::size_t Bytes(const Layer& layer) {
+    const std::int64_t cells = std::int64_t{layer.features} * layer.padded;
+    return static_cast<std::size_t>((cells + kQueries * layer.padded + kQueryBlock * kBlockTokens) *
+                                        4 +
+                                    cells * 2 + kQueries * layer.features * 2);
+  }
+
+  void Run(int group, int head, int begin, int end) {
+    const std::int32_t index = store_.plan.path_of_group[group];
+    const StatePath& path = store_.plan.paths[index];
+    const int taken = group - path.first_group;
+    const std::int32_t* bounds =
+        store_.plan.listed + std::int64_t{head} * (store_.plan.path_count + 1) + index;
+    begin_ = begin;
+    end_ = end;
+    int entry = bounds[0], last = bounds[1];
+    if (path.taken > 0) {
+      entry = FirstEntry(head, bounds[0], bounds[1], taken);
+      last = FirstEntry(head, entry, bounds[1], taken + 1);
+    }
+    if (entry == last) return;
+    if (path.taken > 0) {
+      const float* copy = task_.Copy(path, taken, head) + begin;
+      RunRows({copy, layer_.padded, layer_.features, end - begin}, head, entry, last);
+    } else {
+      const StatePart state(layer_, path, head, begin, end, state_);
+      RunRows(state.columns(), head, entry, last);
+    }
+  }
+
+ private:
+  std::int32_t RowOf(int head, int entry) const {
+    return args_.list.rows.As<std::int32_t>()[head * args_.list.capacity + entry];
+  }
+  Place PlaceOf(int head, int entry) const {
+    return Locate(layer_, store_.plan, RowOf(head, entry));
+  }
+  // The first of the listed rows [entry, last), in order, that stands behind `taken` blocks.
+  int FirstEntry(int head, int entry, int last, int taken) const {
+    while (entry < last) {
+      const int middle = entry + (last - entry) / 2;
+      if (PlaceOf(head, middle).taken < taken) {
+        entry = middle + 1;
+      } else {
+        last = middle;
+      }
+    }
+    return entry;
+  }
+
+  // Listed rows [entry, last), which read the state `columns`.
+  void RunRows(const Columns& columns, int head, int entry, int last) {
+    const bool tiles = layer_.amx && (last - entry) * layer_.group >= kAmxRows;
+#if defined(__AMX_BF16__)
+    for (int f = 0; tiles && f < layer_.features; f += 2) {
+      const float* row = columns.b + f * columns.stride;
+      NarrowPair(row, row + columns.stride, columns.columns, pairs_ + f / 2 * columns.columns);
+    }
+#endif
+    const int at_once = Larger(1, kQueries / Larger(1, layer_.group));
+    for (; entry < last; entry += at_once) {
+      const int rows = Smaller(at_once, last - entry);
+      for (int i = 0; task_.parts == 1 && i < rows; ++i) {
+        MergeWeights(args_, store_, head, entry + i, task_.factors);
+      }
+      const int queries = rows * layer_.group, step = tiles ? kQueries : kQueryBlock;
+      for (int first = 0; first < queries; first += step) {
+        const int n = Smaller(step, queries - first);
+        if (tiles) {
+          RunOnTiles(head, entry, first, n);
+          continue;
+        }
+        const float* phi[kQueryBlock];
+        for (int i = 0; i < n; ++i) phi[i] = Phi(head, entry, first + i);
+        Product(phi, n, columns, values_, layer_.padded);
+        Finish(head, entry, first, n, values_);
+      }
+    }
+  }
+
+  // Queries [first, first + n) of the rows from `entry` on; pairs_ holds the state.
+  void RunOnTiles([[maybe_unused]] int head, [[maybe_unused]] int entry, [[maybe_unused]] int first,
+                  [[maybe_unused]] int n) {
+#if defined(__AMX_BF16__)
+    const int rounded = (n + 15) / 16 * 16;
+    for (int i = 0; i < rounded; ++i) {  // rows of padding repeat the last one
+      NarrowRow(Phi(head, entry, first + Smaller(i, n - 1)), layer_.features,
+                narrow_ + i * layer_.features);
+    }
+    TileProduct({.a = narrow_,
+                 .a_stride = layer_.features,
+                 .b = pairs_,
+                 .b_stride = end_ - begin_,
+                 .c = values_,
+                 .c_stride = layer_.padded,
+                 .rows = rounded,
+                 .columns = end_ - begin_,
+                 .depth = layer_.features,
+                 .add = false});
+    for (int i = 0; i < n; i += kQueryBlock) {
+      Finish(head, entry, first + i, Smaller(kQueryBlock, n - i), values_ + i * layer_.padded);
+    }
+#endif
+  }
+
+  // Queries [first, first + n), n <= kQueryBlock: keys beside the state, then the merge.
+  void Finish(int head, int entry, int first, int n, float* values) {
+    if (store_.plan.tail_count > 0) AddTail(head, entry, first, n, values);
+    for (int i = 0; i < n; ++i) {
+      MergeQuery(head, entry, first + i, values + i * layer_.padded);
+    }
+  }
+
+  const float* Phi(int head, int entry, int query) const {
+    return args_.phi_q.As<float>() + Index(head, entry, query) * layer_.features;
+  }
+
+  // Place in [T, H*g] of a query of the rows from `entry` on.
+  std::int64_t Index(int head, int entry, int query) const {
+    const std::int64_t row = RowOf(head, entry + query / layer_.group);
+    return (row * layer_.heads + head) * layer_.group + query % layer_.group;
+  }
+
+  // Keys beside the state: values += (phi(q) phi(K)^T) V.
+  void AddTail(int head, int entry, int first, int n, float* values) {
+    const float* phi[kQueryBlock];
+    int from = kBlockTokens, to = 0, tail = 0;
+    for (int i = 0; i < n; ++i) {
+      phi[i] = Phi(head, entry, first + i);
+      const Place place = PlaceOf(head, entry + (first + i) / layer_.group);
+      if (place.first_key >= place.end_key) continue;
+      from = place.first_key;
+      to = Larger(to, place.end_key);
+      tail = place.tail;
+    }
+    if (from >= to) return;
+    Product(phi, n, {store_.Phi(tail, head), kBlockTokens, layer_.features, kBlockTokens},
+            similarity_, kBlockTokens);
+    for (int i = 0; i < n; ++i) {
+      const int own = PlaceOf(head, entry + (first + i) / layer_.group).end_key;
+      for (int t = Larger(from, own); t < to; ++t) similarity_[i * kBlockTokens + t] = 0.0f;
+    }
+    PagePart part = layer_.Values(store_.plan.keys[tail], head, begin_, end_);
+    part.first = from;
+    part.end = to;
+    kValue[n - 1](part, similarity_, values);
+  }
+
+  void MergeQuery(int head, int entry, int query, const float* values) {
+    float* o = args_.partial.o.As<float>() + Index(head, entry, query) * layer_.d;
+    const std::int64_t factor = task_.factors.At(layer_, head, entry) + query;
+    const F32v keep = Set(task_.factors.keep[factor]), add = Set(task_.factors.add[factor]);
+    for (int i = begin_; i < end_; i += kLanes) {
+      const int n = Larger(0, Smaller(kLanes, layer_.d - i));
+      StoreN(o + i, Fma(Load(values + i - begin_), add, Mul(LoadN(o + i, n), keep)), n);
+    }
+  }
+
+  const FarLinearArgs& args_;
+  const KeyStore& store_;
+  const Layer& layer_;
+  const FarTask& task_;
+  int begin_ = 0, end_ = 0;  // the part's columns
+  float* state_;             // [f, D]
+  float* values_;            // [kQueries, D]
+  float* similarity_;        // [kQueryBlock, 64]
+  std::uint32_t* pairs_;     // [f / 2, columns] the state as pairs of bf16
+  std::uint16_t* narrow_;    // [kQueries, f] phi(q) as bf16
+};
+
+}  // namespace
+
+void LinearAbsorb(const LinearAbsorbArgs& args, OpContext& context) {
+  const Layer layer(args.shape, context);
+  if (layer.heads == 0) return;
+  const std::int64_t block_bytes = layer.PhiFloats() * layer.heads * 4;
+  const auto limit = static_cast<std::int32_t>(Larger<std::int64_t>(1, kWaveBytes / block_bytes));
+  AbsorbCursor cursor;
+  for (;;) {
+    const LinearPlan plan = PlanAbsorb(args.shape.rows, limit, &cursor);
+    if (plan.path_count == 0) return;
+    auto* memory = reinterpret_cast<float*>(
+        context.scratch.Shared(static_cast<std::size_t>(KeyStore::Floats(layer, plan, true) * 4)));
+    const KeyStore store(layer, plan, memory, true);
+    MakeKeys(store, context);
+    AddBlocks(store, context);
+  }
+}
+
+void FarLinear(const FarLinearArgs& args, OpContext& context) {
+  const Layer layer(args.shape, context);
+  if (layer.heads == 0 || args.shape.rows.tokens == 0) return;
+  const LinearPlan plan = PlanRows(args.shape.rows, &args.list, layer.heads);
+  std::int64_t entries = 0;
+  for (int h = 0; h < layer.heads; ++h) {
+    entries = Larger<std::int64_t>(entries, args.list.counts.As<std::int32_t>()[h]);
+  }
+  const std::int64_t keys = KeyStore::Floats(layer, plan, true);
+  const std::int64_t factors = layer.heads * entries * layer.group;
+  const std::int64_t copies =
+      std::int64_t{plan.copy_count} * layer.heads * layer.features * layer.padded;
+  auto* memory = reinterpret_cast<float*>(
+      context.scratch.Shared(static_cast<std::size_t>((keys + copies + 2 * factors) * 4)));
+  const KeyStore store(layer, plan, memory, true);
+  float* const after = memory + keys + copies;
+  const std::int64_t units = std::int64_t{plan.group_count} * layer.heads;
+  const FarTask task = {args,
+                        store,
+                        {after, after + factors, entries},
+                        memory + keys,
+                        StateParts(layer, units, context.pool.threads())};
+  MakeKeys(store, context);
+  AdvanceStates(task, context);
+  constexpr int kFewRows = 16;  // a thread does them sooner than it hands them over
+  context.pool.ParallelFor(task.parts == 1 ? 0 : layer.heads * entries, kFewRows,
+                           [&](std::int64_t first, std::int64_t last, int) {
+                             for (std::int64_t i = first; i < last; ++i) {
+                               const int head = static_cast<int>(i / entries),
+                                         entry = static_cast<int>(i % entries);
+                               if (entry >= args.list.counts.As<std::int32_t>()[head]) continue;
+                               MergeWeights(args, store, head, entry, task.factors);
+                             }
+                           });
+  const std::size_t bytes = FarUnit::Bytes(layer);
+  context.pool.ParallelFor(
+      units * task.parts, 1, [&](std::int64_t first, std::int64_t last, int worker) {
+        const TileScope tiles(layer.amx);
+        FarUnit unit(task, reinterpret_cast<float*>(context.scratch.Worker(worker, bytes)));
+        for (std::int64_t u = first; u < last; ++u) {
+          const int part = static_cast<int>(u % task.parts);
+          const std::int64_t group = u / task.parts / layer.heads;
+          unit.Run(static_cast<int>(group), static_cast<int>(u / task.parts % layer.heads),
+                   PartBegin(layer, part, task.parts), PartBegin(layer, part + 1, task.parts));
+        }
+      });
+  for (int p = 0; p < plan.path_count; ++p) {
+    const StatePath& path = plan.paths[p];
+    for (int h = 0; path.taken > 0 && h < layer.heads; ++h) CopyZ(store, path, h, path.taken);
+  }
+}
+
+}  // namespace metattn::cpu::METATTN_ISA
