@@ -30,6 +30,7 @@ void DecodeNibbles(const std::byte* q, float d, float offset, float* out) {
 }  // namespace
 
 void DecodeRow(DType dtype, const std::byte* row, std::int64_t count, float* out) {
+  if (count == 0) return;  // a matrix of no columns has no data to point at
   switch (dtype) {
     case DType::kF32:
       std::memcpy(out, row, static_cast<std::size_t>(count) * sizeof(float));
