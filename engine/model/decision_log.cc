@@ -83,7 +83,7 @@ class Replay final : public DecisionSource {
   bool empty() const { return rows_.empty(); }
 
  private:
-  std::size_t cells() const { return static_cast<std::size_t>(layers_ * kv_heads_); }
+  std::size_t cells() const { return static_cast<std::size_t>(std::int64_t{layers_} * kv_heads_); }
 
   int layers_, kv_heads_;
   // [layers, KV heads]; a cell that no file holds is kUnknown.
@@ -120,7 +120,7 @@ absl::Status Replay::Load(const std::string& path) {
       for (int h = header.head_begin; h < header.head_end; ++h, ++from) {
         const auto decision = std::to_integer<std::uint8_t>(*from);
         if (decision >= kMechanisms) return damaged("holds an unknown mechanism");
-        row[static_cast<std::size_t>(layer * kv_heads_ + h)] = decision;
+        row[static_cast<std::size_t>(std::int64_t{layer} * kv_heads_ + h)] = decision;
       }
     }
   }

@@ -30,7 +30,7 @@ void AddBlocks(const KeyStore& store, OpContext& context) {
   const Layer& layer = store.layer;
   const std::int64_t shards = std::int64_t{store.plan.path_count} * layer.heads;
   const int parts = StateParts(layer, shards, context.pool.threads());
-  const auto bytes = static_cast<std::size_t>(layer.features * layer.padded * 4);
+  const auto bytes = static_cast<std::size_t>(std::int64_t{layer.features} * layer.padded * 4);
   context.pool.ParallelFor(
       shards * parts, 1, [&](std::int64_t first, std::int64_t last, int worker) {
         const TileScope tiles(layer.amx);
@@ -114,7 +114,7 @@ void AdvanceStates(const FarTask& task, OpContext& context) {
   if (plan.copy_count == 0) return;
   const std::int64_t shards = std::int64_t{plan.path_count} * layer.heads;
   const int parts = StateParts(layer, shards, context.pool.threads());
-  const auto bytes = static_cast<std::size_t>(layer.features * layer.padded * 4);
+  const auto bytes = static_cast<std::size_t>(std::int64_t{layer.features} * layer.padded * 4);
   context.pool.ParallelFor(
       shards * parts, 1, [&](std::int64_t first, std::int64_t last, int worker) {
         const TileScope tiles(layer.amx);

@@ -29,8 +29,9 @@ class OddsUnit {
     narrow_ = reinterpret_cast<std::uint16_t*>(y_ + std::int64_t{kRowsPerUnit} * layer_.padded);
   }
   static std::size_t Bytes(const Layer& layer) {
-    return static_cast<std::size_t>((layer.padded + kRowsPerUnit) * layer.padded * 4 +
-                                    kRowsPerUnit * layer.padded * 2);
+    const std::int64_t padded = layer.padded;
+    return static_cast<std::size_t>((padded + kRowsPerUnit) * padded * 4 +
+                                    kRowsPerUnit * padded * 2);
   }
 
   void Run(int q_head, const std::int32_t* rows, int count) {
