@@ -56,8 +56,10 @@ std::int64_t MetaController::Bytes(const ControllerSpec& spec, const ModelConfig
   const std::int64_t projection = (spec.width + std::int64_t{3} * heads) * c.hidden * 2;
   const std::int64_t head_weights = heads * (2 * n + spec.width * (n + 4) + 6 + 3 * n);
   const std::int64_t per_layer = maps + projection + 4 * (head_weights + 2 * q_heads);
-  const std::int64_t per_row = 4 * (spec.width + std::int64_t{5} * heads + q_heads * (f + 1));
-  return c.layers * (per_layer + 0) + shape.max_rows * per_row +
+  // projected, margin and, for every layer, U; phi(q) and its odds
+  const std::int64_t per_row =
+      4 * (spec.width + std::int64_t{4 + c.layers} * heads + q_heads * (f + 1));
+  return c.layers * per_layer + shape.max_rows * per_row +
          std::int64_t{shape.max_sequences} * c.layers * heads *
              StateBytes(static_cast<int>(f), c.head_dim);
 }
@@ -146,7 +148,7 @@ absl::Status MetaController::Allocate() {
       {&phi_q_, rows * q_heads * features() * 4},
       {&lse_far_, rows * q_heads * 4},
       {&uncertainty_, rows * counters * 4},
-      {&margin_, rows * counters * 4},
+      {&margin_, rows * heads_ * 4},
   };
   for (const auto& w : wanted) {
     METATTN_ASSIGN_OR_RETURN(*w.buffer,
@@ -214,7 +216,7 @@ void MetaController::Decide(int index, const Inputs& in, View decisions, Stream&
                      .eta = in.batch->eta(),
                      .decisions = decisions,
                      .uncertainty = {&uncertainty_, cell},
-                     .margin = {&margin_, cell}},
+                     .margin = {&margin_}},
                     stream);
   marks_.emplace_back(begin, stream.Mark());
 }

@@ -95,7 +95,7 @@ class MetaController {
   Buffer phi_q_;        // [T, H*g, f] f32
   Buffer lse_far_;      // [T, H*g] f32
   Buffer uncertainty_;  // [layers, T, H] f32
-  Buffer margin_;       // [layers, T, H] f32
+  Buffer margin_;       // [T, H] f32, reused by every layer; nobody reads it yet
 };
 
 }  // namespace metattn
