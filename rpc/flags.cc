@@ -168,6 +168,9 @@ void AddEngineFlags(CLI::App& app, EngineOptions* options) {
       ->check(CLI::Range(1, 1 << 16));
   AddFlag(app, "--max-num-batched-tokens", options->max_num_batched_tokens, "tokens of one step")
       ->check(CLI::Range(1, 1 << 20));
+  AddFlag(app, "--linear-state-snapshots", options->state_snapshots,
+          "linear attention states kept for prompts that begin alike, with --controller")
+      ->check(CLI::Range(0, 1 << 16));
   AddFlag(app, "--max-queue", options->max_queue, "requests that may wait; more are refused")
       ->check(CLI::Range(1, 1 << 24));
   AddFlag(app, "--kv-cache-memory", options->kv_cache_bytes,

@@ -60,7 +60,7 @@ std::int64_t MetaController::Bytes(const ControllerSpec& spec, const ModelConfig
   const std::int64_t per_row =
       4 * (spec.width + std::int64_t{4 + c.layers} * heads + q_heads * (f + 1));
   return c.layers * per_layer + shape.max_rows * per_row +
-         std::int64_t{shape.max_sequences} * c.layers * heads *
+         std::int64_t{shape.state_slots} * c.layers * heads *
              StateBytes(static_cast<int>(f), c.head_dim);
 }
 
@@ -143,7 +143,7 @@ absl::Status MetaController::Allocate() {
     Buffer* buffer;
     std::int64_t bytes;
   } wanted[] = {
-      {&states_, shape_.max_sequences * counters * StateBytes(features(), config_->head_dim)},
+      {&states_, shape_.state_slots * counters * StateBytes(features(), config_->head_dim)},
       {&projected_, rows * (spec_.width + std::int64_t{3} * heads_) * 4},
       {&phi_q_, rows * q_heads * features() * 4},
       {&lse_far_, rows * q_heads * 4},
@@ -155,6 +155,29 @@ absl::Status MetaController::Allocate() {
                              kernels_->device().Allocate(static_cast<std::size_t>(w.bytes)));
   }
   return absl::OkStatus();
+}
+
+void MetaController::CopyState(std::int32_t from, std::int32_t to, Stream& stream) {
+  if (from == to) return;
+  const std::int64_t bytes =
+      std::int64_t{config_->layers} * heads_ * StateBytes(features(), config_->head_dim);
+  const auto place = [&](std::int32_t slot) {
+    return View{&states_, static_cast<std::size_t>(slot * bytes)};
+  };
+  kernels_->device().Copy(place(from), place(to), static_cast<std::size_t>(bytes), stream);
+}
+
+void MetaController::BeginStep(const StepPlan& plan, Stream& stream) {
+  marks_.clear();
+  for (const StepSequence& s : plan.sequences) {
+    if (s.state_load >= 0) CopyState(s.state_load, s.state_slot, stream);
+  }
+}
+
+void MetaController::EndStep(const StepPlan& plan, Stream& stream) {
+  for (const StepSequence& s : plan.sequences) {
+    if (s.state_save >= 0) CopyState(s.state_slot, s.state_save, stream);
+  }
 }
 
 LinearShape MetaController::Shape(int layer, const Inputs& in) const {

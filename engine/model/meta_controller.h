@@ -23,7 +23,7 @@ namespace metattn {
 
 struct MetaControllerShape {
   int max_rows = 0;
-  int max_sequences = 0;  // slots of linear states
+  int state_slots = 0;  // of linear states, snapshots included
 };
 
 class MetaController {
@@ -47,7 +47,10 @@ class MetaController {
     View near_stats;  // [T, H*g, 2] f32
   };
 
-  void BeginStep() { marks_.clear(); }
+  // Brings the snapshots that the plan names into the slots of their sequences.
+  void BeginStep(const StepPlan& plan, Stream& stream);
+  // Keeps the states that the plan wants kept.
+  void EndStep(const StepPlan& plan, Stream& stream);
   // Time of the projections and decisions since BeginStep; the stream must have been waited for.
   double Seconds(const Stream& stream) const;
   // Advances the states to the step's first rows and computes what linear attention would weigh.
@@ -68,6 +71,8 @@ class MetaController {
   Work feature_work() const;
 
  private:
+  void CopyState(std::int32_t from, std::int32_t to, Stream& stream);
+
   struct Layer {
     std::unique_ptr<Matrix> project;  // [R + 3H, D]: W_x, then the skips of this rank's heads
     Buffer w_q, w_k;                  // bf16

@@ -50,8 +50,10 @@ absl::Status StepBatch::CheckStates(const StepPlan& plan) const {
   }
   std::vector<bool> taken(static_cast<std::size_t>(limits_.state_slots));
   for (const StepSequence& s : plan.sequences) {
-    if (s.state_slot >= limits_.state_slots) {
-      return TooMany("as state slot", s.state_slot, limits_.state_slots - 1);
+    for (const std::int32_t slot : {s.state_slot, s.state_load, s.state_save}) {
+      if (slot >= limits_.state_slots) {
+        return TooMany("as state slot", slot, limits_.state_slots - 1);
+      }
     }
     if (taken[static_cast<std::size_t>(s.state_slot)]) {
       return absl::InvalidArgumentError(

@@ -25,7 +25,8 @@ struct StepBatchLimits {
   std::int64_t vocab = 0;
   int window = 256;
   int sinks = 4;
-  int state_slots = 0;  // of linear states; 0: there is no controller, plans may not ask for one
+  int state_slots = 0;  // of linear states, snapshots included; 0: there is no controller, plans
+                        // may not ask for one
 };
 
 // First position of the near window of position t: whole blocks, window w (design section 3: a(t)).
