@@ -47,6 +47,7 @@ std::int64_t ActivationBytes(const ModelConfig& c, const Slice& s, const Transfo
 
 RoutedAttentionShape AttentionShape(const ModelConfig& c, const Slice& s,
                                     const TransformerOptions& o) {
+  const ControllerSpec* spec = o.controller == nullptr ? nullptr : &o.controller->spec();
   return {.layers = c.layers,
           .heads = s.heads(),
           .max_rows = o.max_batch_tokens,
@@ -55,7 +56,9 @@ RoutedAttentionShape AttentionShape(const ModelConfig& c, const Slice& s,
           .head_begin = s.head_begin,
           .source = o.source,
           .recorder = o.recorder,
-          .max_shadow_rows = o.max_shadow_rows};
+          .max_shadow_rows = o.max_shadow_rows,
+          .near_stats = spec != nullptr && spec->features == ControlFeatures::kRetrofit,
+          .mixtures = spec != nullptr && spec->uncertain == UncertainPolicy::kMixture};
 }
 
 class DenseTransformer final : public Transformer {
@@ -113,6 +116,7 @@ absl::Status DenseTransformer::Init(const Checkpoint& checkpoint) {
   absl::StatusOr<Weights> weights = Weights::Load(checkpoint, config_, slice_, kernels_);
   if (!weights.ok()) return weights.status();
   weights_ = *std::move(weights);
+  const ControllerFile* controller = options_.controller;
   const StepBatchLimits limits = {
       .max_rows = options_.max_batch_tokens,
       .max_sequences = options_.max_sequences,
@@ -122,7 +126,9 @@ absl::Status DenseTransformer::Init(const Checkpoint& checkpoint) {
       .vocab = config_.vocab,
       .window = options_.window,
       .sinks = options_.sinks,
-      .state_slots = options_.controller == nullptr ? 0 : options_.max_sequences};
+      .exact_window = controller != nullptr && controller->spec().exact_window,
+      .linear_all = controller != nullptr && controller->spec().linear_all,
+      .state_slots = controller == nullptr ? 0 : options_.max_sequences};
   absl::StatusOr<std::unique_ptr<StepBatch>> batch = StepBatch::Create(limits, kernels_.device());
   if (!batch.ok()) return batch.status();
   batch_ = *std::move(batch);
