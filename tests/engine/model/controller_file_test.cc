@@ -173,7 +173,11 @@ TEST_F(ControllerFileTest, EachPartOfThePapersSettingCanBeHadAlone) {
 TEST_F(ControllerFileTest, WhatContradictsDecisionsPerTokenIsRefusedByName) {
   ControllerOptions options = PaperSetting();
   options.per_token = false;  // tensors of every KV head
-  options.edit_json = [](Json& j) { j["decisions"] = "token"; };
+  options.edit_json = [](Json& j) {
+    j["decisions"] = "token";
+    j["offsets"][0][1] = j["offsets"][0][0];
+    j["offsets"][1][1] = j["offsets"][1][0];
+  };
   EXPECT_THAT(Open(Write(options)),
               Fails(Code::kInvalidArgument, "tensor layers.0.controller.x_skip has shape"));
   for (const std::string key : {"offsets", "mix"}) {
