@@ -114,8 +114,9 @@ void AddRouteFlags(CLI::App& app, RouteOptions* route) {
   AddFlag(app, "--cost-weight", route->cost_weight,
           "lambda >= 0: how much the bytes of a mechanism count; default: the controller's")
       ->check(CLI::Range(0.0, 1e3));
-  AddFlag(app, "--eta", route->eta,
-          "0 to 1: a row as uncertain as this reads everything; default: the controller's")
+  AddFlag(
+      app, "--eta", route->eta,
+      "0 to 1: a row as uncertain as this reads everything; 1: never; default: the controller's")
       ->check(CLI::Range(0.0, 1.0));
 }
 

@@ -65,10 +65,13 @@ class MetaController {
 
   // U per (layer, row, KV head) of the step so far, [layers, T, H] f32; zero where not routed.
   View uncertainty() const { return View{&uncertainty_}; }
+  // softmax(score), [layers, T, H, 3] f32; likewise.
+  View weights() const { return View{&weights_}; }
+  // Of one layer.
+  View weights(int layer, std::int64_t tokens) const;
 
-  // Of a row that chose linear (S), and of every eligible row (feature maps and z), per KV head.
-  Work state_work() const;
-  Work feature_work() const;
+  // What linear attention costs, per KV head. `odds`: they were taken in this step.
+  void AddCosts(bool odds, AttentionCosts& costs) const;
 
  private:
   void CopyState(std::int32_t from, std::int32_t to, Stream& stream);
@@ -86,6 +89,8 @@ class MetaController {
   absl::Status LoadLayer(const ControllerFile& file, int index, const Slice& slice);
   absl::Status Allocate();
   LinearShape Shape(int layer, const Inputs& in) const;
+  absl::Status LoadProjection(const ControllerFile& file, int index, const Slice& slice);
+  float state_tokens() const;  // what reading a state costs, in tokens of K/V
   int features() const { return Features(spec_.feature_map, config_->head_dim); }
 
   ControllerSpec spec_;
@@ -100,6 +105,7 @@ class MetaController {
   Buffer phi_q_;        // [T, H*g, f] f32
   Buffer lse_far_;      // [T, H*g] f32
   Buffer uncertainty_;  // [layers, T, H] f32
+  Buffer weights_;      // [layers, T, H, 3] f32
   Buffer margin_;       // [T, H] f32, reused by every layer; nobody reads it yet
 };
 

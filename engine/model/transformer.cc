@@ -49,6 +49,7 @@ int StateSlots(const TransformerOptions& o) { return o.max_sequences + o.state_s
 
 RoutedAttentionShape AttentionShape(const ModelConfig& c, const Slice& s,
                                     const TransformerOptions& o) {
+  const ControllerSpec* spec = o.controller == nullptr ? nullptr : &o.controller->spec();
   return {.layers = c.layers,
           .heads = s.heads(),
           .max_rows = o.max_batch_tokens,
@@ -57,7 +58,9 @@ RoutedAttentionShape AttentionShape(const ModelConfig& c, const Slice& s,
           .head_begin = s.head_begin,
           .source = o.source,
           .recorder = o.recorder,
-          .max_shadow_rows = o.max_shadow_rows};
+          .max_shadow_rows = o.max_shadow_rows,
+          .near_stats = spec != nullptr && spec->features == ControlFeatures::kRetrofit,
+          .mixtures = spec != nullptr && spec->uncertain == UncertainPolicy::kMixture};
 }
 
 class DenseTransformer final : public Transformer {
@@ -115,6 +118,7 @@ absl::Status DenseTransformer::Init(const Checkpoint& checkpoint) {
   absl::StatusOr<Weights> weights = Weights::Load(checkpoint, config_, slice_, kernels_);
   if (!weights.ok()) return weights.status();
   weights_ = *std::move(weights);
+  const ControllerFile* controller = options_.controller;
   const StepBatchLimits limits = {
       .max_rows = options_.max_batch_tokens,
       .max_sequences = options_.max_sequences,
@@ -124,7 +128,9 @@ absl::Status DenseTransformer::Init(const Checkpoint& checkpoint) {
       .vocab = config_.vocab,
       .window = options_.window,
       .sinks = options_.sinks,
-      .state_slots = options_.controller == nullptr ? 0 : StateSlots(options_)};
+      .exact_window = controller != nullptr && controller->spec().exact_window,
+      .linear_all = controller != nullptr && controller->spec().linear_all,
+      .state_slots = controller == nullptr ? 0 : StateSlots(options_)};
   absl::StatusOr<std::unique_ptr<StepBatch>> batch = StepBatch::Create(limits, kernels_.device());
   if (!batch.ok()) return batch.status();
   batch_ = *std::move(batch);
