@@ -68,10 +68,13 @@ def curve(report):
 def gate(report):
     rows = [[f"{p['eta']:g}", plain(p["full"]), signed(p["delta"]), signed(p["tilt_delta"]),
              with_error(p["gain"], p["gain_error"])] for p in report["curve"]["gate"]]
-    judged = [p for p in report["curve"]["gate"] if p["gain"] is not None and p["gain_error"]]
+    inside = [p for p in report["curve"]["gate"] if p["gain"] is not None]
+    judged = [p for p in inside if p["gain_error"]]
     better = [p for p in judged if p["gain"] > 2 * p["gain_error"]]
     worse = [p for p in judged if p["gain"] < -2 * p["gain_error"]]
-    if not judged:
+    if inside and not judged:
+        verdict = "Too few windows to judge."
+    elif not judged:
         verdict = "The gate's points lie outside the tilt curve: nothing can be said."
     elif better and not worse:
         verdict = ("U as a gate gives something beyond the tilt at eta "

@@ -46,7 +46,8 @@ def curve(plt, report, file):
 
 
 def heat(plt, report, file):
-    shares = {"measured on the texts": report["quality"]["share_by_head"], "mix in controller.json": report["mix"]}
+    shares = {"measured on the texts": report["quality"]["share_by_head"],
+              "mix in controller.json": [[head[0] for head in layer] for layer in report["mix"]]}
     layers, heads = len(report["mix"]), len(report["mix"][0])
     figure, axes = plt.subplots(2, 1, figsize=(7.4, 1.4 + 0.5 * heads * 2), sharex=True, layout="constrained")
     for axis, (name, table) in zip(axes, shares.items()):
@@ -93,7 +94,7 @@ def reliability(plt, report, file):
     left.axvline(found["most_confidence"], color=RED, linewidth=0.8, linestyle="--", label="most that the ELBO asks for")
     left.set(xlabel="max m", ylabel="argmax is the cheapest adequate", title=f"Reliability, ECE {found['ece']:.3f}",
              xlim=(0.3, 1), ylim=(0, 1))
-    left.legend(fontsize=7, loc="lower right")
+    left.legend(fontsize=7, loc="upper left")
     wrong = found["wrong"]
     right.plot(wrong["coverage"], wrong["risk"], "o-", color=BLUE, markersize=3, label="in order of U")
     right.axhline(wrong["random_area"], color=GREY, linestyle="--", label="in random order")
@@ -130,15 +131,19 @@ def training(plt, report, file):
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.4))
     for length, colour in zip(sorted({v[1] for v in found["maps"]}), (GREEN, BLUE, ORANGE, RED)):
         part = [v for v in found["maps"] if v[1] == length]
-        left.plot([v[0] for v in part], [v[2] for v in part], color=colour, label=f"{length} tokens", linewidth=1.2)
+        left.plot([v[0] for v in part], [v[2] for v in part], ".-", color=colour, markersize=3, label=f"{length} tokens", linewidth=1.2)
     left.set(xlabel="step", ylabel="squared error over local's", title="Feature maps", ylim=(0, 1.5))
     left.legend(fontsize=8)
     steps, kls = [v[0] for v in found["tune"]], [v[2] for v in found["tune"]]
     right.plot(steps, kls, ".", color=GREY, markersize=3, label="KL of a text")
     right.plot(steps, smoothed(kls), color=BLUE, label="mean of 8")
-    right.plot(steps, smoothed([v[3] for v in found["tune"]]), color=ORANGE, linewidth=1, label="full share, mean of 8")
-    right.set(xlabel="step", title="Tuning, end to end", yscale="log")
-    right.legend(fontsize=8)
+    right.set(xlabel="step", ylabel="KL to the unmodified model, nats", title="Tuning, end to end", ylim=(0, 1.1 * max(kls)))
+    right.legend(fontsize=8, loc="upper right")
+    share = right.twinx()
+    share.plot(steps, smoothed([v[3] for v in found["tune"]]), color=ORANGE, linewidth=1)
+    share.set_ylabel("full share, mean of 8", color=ORANGE)
+    share.set_ylim(0, 0.4)
+    share.grid(False)
     save(plt, figure, file)
 
 
