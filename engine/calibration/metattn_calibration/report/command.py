@@ -112,7 +112,7 @@ class Session:
 
     def job(self, found, held=()):
         retrofit, policy, _ = export.read(self.controller.directory, self.loaded.config)
-        state = Run(self.kept / "run", {"seed": 1}, {"ablations": 1.0}, self.args.quiet)
+        state = Run(self.kept / "run", {"seed": 1}, {}, quiet=True)  # its estimate of the time left is of training
         return Job(state, self.model, self.loaded.tokenizer, found, list(held), retrofit), policy
 
     @property
