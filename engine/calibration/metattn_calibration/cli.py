@@ -10,6 +10,7 @@ from . import checkpoint, data, evaluate, export, pipeline, untrained
 from .errors import CalibrationError
 from .model import Model
 from .prompts import HELD_OUT, PASS_KEYS
+from .report import command as report
 
 
 def _untrained(args):
@@ -72,6 +73,7 @@ def parser():
     sub.add_argument("--full-offset", type=float, default=0.0, help="added to every offset of full")
     sub.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 where the CPU has it")
     sub.set_defaults(run=_eval)
+    report.add_arguments(commands.add_parser("report", help="Markdown, plots and JSON: what a controller costs and saves"))
     sub = commands.add_parser("untrained", help="write a valid but random controller, for tests of the engine")
     sub.add_argument("--model", required=True)
     sub.add_argument("--out", required=True)
