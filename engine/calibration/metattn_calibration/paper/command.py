@@ -43,7 +43,8 @@ class Options:
 def load_text(argument):
     """-> name, kind, text."""
     if argument:
-        return (*data.named_text(argument)[:1], "text", data.named_text(argument)[1])
+        name, text = data.named_text(argument)
+        return name, "text", text
     text = data.documentation()
     if not text:
         raise CalibrationError("no documentation is installed here; name a text with --text FILE")
@@ -66,17 +67,19 @@ def run(options):
     """-> results, as in report.json."""
     setting, out = options.setting, pathlib.Path(options.out)
     name, kind, text = load_text(options.text)
-    training, held = (part for part in split(text))
-    ids = tokens(training)
-    cut = measure.windows(tokens(held), setting.length, options.windows)
+    training, held = split(text)
+    held = held.encode()[:options.windows * setting.length].decode(errors="ignore")  # no half character at the end
+    ids, cut = tokens(training), measure.windows(tokens(held), setting.length)
     if len(ids) < 100 * setting.length or not len(cut):
         raise CalibrationError(f"{name}: {len(ids)} bytes are too few to train on")
-    steps = options.steps or max(1, round(options.minutes * STEPS_A_MINUTE))
+    steps = max(1, round(options.minutes * STEPS_A_MINUTE)) if options.steps is None else options.steps
+    if steps < 1:
+        raise CalibrationError(f"--steps {steps}: at least one is needed")
     facts = {"steps": steps, "batch": train.BATCH, "seed": options.seed, "beta_elbo": options.beta_elbo,
              "threads": torch.get_num_threads()}
     settings = {**facts, "setting": dataclasses.asdict(setting), "text": hashlib.sha256(text.encode()).hexdigest()[:16]}
     job = Run(out / UNFINISHED, settings, {n: s * steps for n, s in SECONDS.items()}, options.quiet)
-    replace(out / "held-out.txt", bytes(cut.flatten().tolist()).decode(errors="ignore").encode())
+    replace(out / "held-out.txt", held.encode())
     results = {"setting": dataclasses.asdict(setting), "training": facts,
                "text": {"name": name, "kind": kind, "train": len(ids), "windows": len(cut), "sha256": settings["text"]}}
     for key, link in LINKS.items():

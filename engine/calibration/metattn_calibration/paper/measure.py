@@ -12,9 +12,9 @@ from .mechanisms import COSTS, read_costs
 AT_ONCE = 64  # windows
 
 
-def windows(ids, length, most=None):
+def windows(ids, length):
     """Consecutive whole windows [N, T]; each predicts its own tokens from the second on."""
-    count = len(ids) // length if most is None else min(len(ids) // length, most)
+    count = len(ids) // length
     return ids[:count * length].view(count, length)
 
 

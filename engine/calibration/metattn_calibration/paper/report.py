@@ -4,13 +4,13 @@ PAPER = {"cost": 0.251, "baseline_cost": 0.593, "entropy": 0.433, "baseline_entr
 
 DIFFERENCES = (
     "Blocks are Llama-like (RMSNorm, RoPE, SwiGLU, no biases), so that the engine runs the model unchanged.",
-    "Data: the text named above, as bytes; the paper's character corpus, steps and optimiser are not known to us.",
+    "Data: the text named above, as bytes; the paper's corpus, steps and optimiser are not known to us.",
     "The window ({window} tokens), the heads ({heads}) and the controller's width ({width}) are ours.",
     "beta_elbo is ours ({beta_elbo}): the KL is averaged over tokens and summed over layers.",
-    "Every row is routed from position 0 on (the three mechanisms agree only there); costs are the paper's constants.",
-    "The paper's cost is said to be under hard routing; both the soft mixture and the hard choice are given here.",
-    "\"Read\" replaces the constants by what a row reads over dense at T = {length}: linear's state equals "
-    "{state:.0f} tokens of K and V, so it saves nothing in the first half of a context this short; a mixed row reads everything.",
+    "Every row is routed, from position 0 on; costs are the paper's constants, whatever the position.",
+    "The paper gives its cost under hard routing, projected; here are the soft mixture's and the hard choice's.",
+    "\"Read\" replaces the constants by what a row reads over dense at its position (T = {length}): linear's state equals "
+    "{state:.0f} tokens of K and V, so it saves nothing in the first half of such a context; a mixed row reads everything.",
 )
 
 
