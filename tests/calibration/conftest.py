@@ -14,6 +14,7 @@ import torch  # noqa: E402
 
 from metattn_calibration import checkpoint  # noqa: E402
 from metattn_calibration.mechanisms import Geometry  # noqa: E402
+from metattn_calibration.paper.export import byte_alphabet  # noqa: E402
 
 CONFIG = checkpoint.ModelConfig(layers=2, hidden=32, heads=4, kv_heads=2, head_dim=16, vocab=259, ffn=48,
                                 rope_base=10000.0, max_positions=256)
@@ -28,13 +29,6 @@ def random_tensors(config, seed=0):
         value = torch.randn(shape, generator=generator)
         tensors[name] = 1 + 0.1 * value if len(shape) == 1 else value * (1.5 / shape[1] ** 0.5)
     return tensors
-
-
-def byte_alphabet():
-    """The 256 characters that byte-level BPE writes bytes with, in order of the bytes."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    other = iter(range(256, 512))
-    return [chr(b) if b in plain else chr(next(other)) for b in range(256)]
 
 
 def tokens():

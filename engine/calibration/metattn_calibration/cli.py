@@ -9,6 +9,8 @@ import torch
 from . import checkpoint, data, evaluate, export, pipeline, untrained
 from .errors import CalibrationError
 from .model import Model
+from .paper import command as paper
+from .paper import report
 from .prompts import HELD_OUT, PASS_KEYS
 from .report import command as report
 
@@ -38,6 +40,12 @@ def _eval(args):
     model = Model(loaded, {None: None, "float32": torch.float32, "bfloat16": torch.bfloat16}[args.dtype])
     subject = evaluate.Subject(model, loaded.tokenizer, retrofit, policy)
     print(json.dumps(evaluate.evaluate(subject, found, args.length, args.count, keys)))
+
+
+def _paper(args):
+    options = paper.Options(args.out, args.text, args.minutes, args.steps, args.seed, args.beta_elbo, args.engine,
+                            args.engine_device, windows=args.windows, quiet=args.quiet)
+    print(report.markdown(paper.run(options)), end="")
 
 
 def parser():
@@ -80,6 +88,19 @@ def parser():
     sub.add_argument("--seed", type=int, default=1)
     sub.add_argument("--feature-map", choices=("hedgehog", "elu1"), default="hedgehog")
     sub.set_defaults(run=_untrained)
+    sub = commands.add_parser("paper", help="the paper's own setting from scratch: train, report, export")
+    sub.add_argument("--text", metavar="FILE[:FROM-TO]", help="default: this machine's documentation")
+    sub.add_argument("--out", default="paper", help="folder for report.md, report.json and the exported models")
+    sub.add_argument("--minutes", type=float, default=paper.Options.minutes,
+                     help="scales the step count: what it takes on two idle cores")
+    sub.add_argument("--steps", type=int, help="the step count itself instead of --minutes")
+    sub.add_argument("--seed", type=int, default=1)
+    sub.add_argument("--beta-elbo", type=float, default=paper.Options.beta_elbo, help="weight of the KL to the prior")
+    sub.add_argument("--windows", type=int, default=paper.WINDOWS, help="held-out windows at most")
+    sub.add_argument("--engine", metavar="PATH", help="a metattn binary: runs the exports and compares")
+    sub.add_argument("--engine-device", choices=("ref", "cpu"), default="ref")
+    sub.add_argument("--quiet", action="store_true")
+    sub.set_defaults(run=_paper)
     return top
 
 

@@ -26,7 +26,7 @@ def scalars(near, odds, first, kv_heads):
     return torch.cat([n.log().expand(kv_heads, rows)[..., None], parts], -1)
 
 
-def concentrations(p, x, s):
+def energies(p, x, s):
     """Of one controller, or of several stacked along leading axes: x [*, N, D], s [*, Hkv, N, S] -> [*, Hkv, N, 3]."""
     x = (x.to(p["x"].dtype) - p["x_mean"].unsqueeze(-2)) * p["x_scale"].unsqueeze(-2)
     u = (s.to(x.dtype) - p["scalar_mean"].unsqueeze(-2)) * p["scalar_scale"].unsqueeze(-2)
@@ -36,18 +36,24 @@ def concentrations(p, x, s):
     skip = torch.matmul(x, p["x_skip"].flatten(-3, -2).transpose(-1, -2))
     skip = skip.unflatten(-1, p["x_skip"].shape[-3:-1]).transpose(-2, -3)
     e = torch.matmul(F.gelu(hidden, approximate="tanh"), p["out"].transpose(-1, -2)) + p["out_bias"].unsqueeze(-2)
-    return F.softplus(e + skip + torch.matmul(u, p["scalars_skip"].transpose(-1, -2))) + EPSILON
+    return e + skip + torch.matmul(u, p["scalars_skip"].transpose(-1, -2))
+
+
+def concentrations(p, x, s, epsilon=EPSILON):
+    """softplus of the energies, which see."""
+    return F.softplus(energies(p, x, s)) + epsilon
 
 
 class Controller(torch.nn.Module):
     """e_h = out_h gelu(W_x x + W_s,h u_h + b_h) + out_bias_h + skip_x,h x + skip_s,h u_h; W_x is shared by KV heads.
 
     In training x is standardised (x_mean, x_scale); `folded` moves that into the weights, as the engine wants it.
+    count: of scalars, where they are not those of `scalars`.
     """
 
-    def __init__(self, hidden, group, kv_heads, width=32):
+    def __init__(self, hidden, group, kv_heads, width=32, count=None):
         super().__init__()
-        n = scalar_count(group)
+        n = scalar_count(group) if count is None else count
 
         def uniform(*shape):
             bound = 1 / (hidden + n) ** 0.5

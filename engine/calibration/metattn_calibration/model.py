@@ -26,6 +26,24 @@ def best_dtype():
     return torch.bfloat16 if "amx_bf16" in flags or "avx512_bf16" in flags else torch.float32
 
 
+def rms_norm(x, weight, epsilon):
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + epsilon) * weight
+
+
+def rotary_tables(config, dtype):
+    """cos and sin [max_positions, d / 2]."""
+    position = torch.arange(config.max_positions, dtype=torch.float64)
+    angle = position[:, None] / config.rope_base ** (torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim)
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def rotate(x, cos, sin):
+    """RoPE on [*, T, d]: turns the pairs (i, i + d/2)."""
+    (a, b), length = x.chunk(2, -1), x.shape[-2]
+    a, b, cos, sin = a.to(cos.dtype), b.to(cos.dtype), cos[:length], sin[:length]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
 class Model:
     def __init__(self, checkpoint, dtype=None):
         self.config, self.dtype = checkpoint.config, dtype or best_dtype()
@@ -35,9 +53,7 @@ class Model:
         self.head = head.to(self.dtype).contiguous()
         self.final_norm = w["model.norm.weight"].to(self.exact)
         self.layers = [self._layer(w, l) for l in range(c.layers)]
-        position = torch.arange(c.max_positions, dtype=torch.float64)
-        angle = position[:, None] / c.rope_base ** (torch.arange(0, c.head_dim, 2, dtype=torch.float64) / c.head_dim)
-        self.cos, self.sin = angle.cos().to(self.exact), angle.sin().to(self.exact)
+        self.cos, self.sin = rotary_tables(c, self.exact)
 
     @property
     def exact(self):
@@ -61,21 +77,14 @@ class Model:
         }
 
     def norm(self, x, weight):
-        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.config.norm_eps) * weight
-
-    def rotate(self, x):
-        """RoPE on [heads, T, d]."""
-        half, t = self.config.head_dim // 2, x.shape[1]
-        a, b = x[..., :half].to(self.exact), x[..., half:].to(self.exact)
-        cos, sin = self.cos[:t], self.sin[:t]
-        return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+        return rms_norm(x, weight, self.config.norm_eps)
 
     def project(self, layer, x):
         """Normed x [T, D] -> q, k (after RoPE), v; k and v hold bfloat16 values whatever their type."""
         c, weights = self.config, self.layers[layer]
         y = F.linear(x.to(self.dtype), weights["qkv"], weights["qkv_bias"])
         y = y.view(len(x), c.heads + 2 * c.kv_heads, c.head_dim).transpose(0, 1)
-        q, k = self.rotate(y[:c.heads]), self.rotate(y[c.heads:c.heads + c.kv_heads])
+        q, k = (rotate(part, self.cos, self.sin) for part in (y[:c.heads], y[c.heads:c.heads + c.kv_heads]))
         v = y[c.heads + c.kv_heads:].contiguous()
         if self.dtype != torch.float64:  # double is for checks of formulas: nothing is rounded there
             k, v = k.bfloat16(), v.bfloat16()
