@@ -117,7 +117,7 @@ TEST_F(MemoryEstimate, OfAMetaControllerIsWhatItAllocatesButForPadding) {
     for (const auto& [begin, end] : {std::pair(0, 3), {1, 2}, {2, 2}}) {
       CountingKernels kernels;
       const Slice slice = {.head_begin = begin, .head_end = end};
-      const MetaControllerShape shape = {.max_rows = 37, .max_sequences = 5};
+      const MetaControllerShape shape = {.max_rows = 37, .state_slots = 5};
       ASSERT_THAT(MetaController::Create(**file, config_, slice, shape, kernels), Succeeds());
       const std::int64_t off =
           kernels.bytes() - MetaController::Bytes((*file)->spec(), config_, end - begin, shape);
