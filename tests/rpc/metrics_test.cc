@@ -167,14 +167,10 @@ TEST_F(MetricsTest, StepsAreCountedByRankLayerAndMechanism) {
   step.rank_routing[0].bytes_read = 7;
   step.rank_routing[0].bytes_dense = 11;
   step.rank_routing[1].rows = {1, 2, 10};
-  step.rank_routing[1].mixture_rows = 3;
   step.routing.layers.resize(3);
   step.routing.sequences.resize(1);
   step.routing.layers[2].rows = {0, 2, 9};
   step.routing.layers[1].rows = {1, 0, 1};
-  step.routing.layers[1].mixture_rows = 5;
-  step.routing.layers[1].weights = {0.5, 1.25, 0.25};
-  step.routing.layers[1].expected_cost = 0.75;
   step.routing.histogram[0] = 3;
   step.routing.histogram[9] = 4;
   step.routing.layers[1].uncertainty = 4.25;
@@ -199,7 +195,6 @@ TEST_F(MetricsTest, StepsAreCountedByRankLayerAndMechanism) {
   EXPECT_EQ(by_rank("linear", "1"), 4);
   EXPECT_EQ(by_rank("local", "1"), 20);
   EXPECT_EQ(by_rank("local", "0"), 0);
-  EXPECT_EQ(by_rank("mixture", "1"), 6);
   const auto by_layer = [&](const char* mechanism, const char* layer) {
     return Value(text, std::string("metattn_layer_routed_rows_total{layer=\"") + layer +
                            "\",mechanism=\"" + mechanism + "\"," + model + "}");
@@ -208,15 +203,6 @@ TEST_F(MetricsTest, StepsAreCountedByRankLayerAndMechanism) {
   EXPECT_EQ(by_layer("linear", "2"), 4);
   EXPECT_EQ(by_layer("local", "2"), 18);
   EXPECT_EQ(by_layer("local", "0"), 0);
-  EXPECT_EQ(by_layer("mixture", "1"), 10);
-  const auto soft = [&](const char* mechanism) {
-    return Value(text, std::string("metattn_layer_soft_rows_total{layer=\"1\",mechanism=\"") +
-                           mechanism + "\"," + model + "}");
-  };
-  EXPECT_EQ(soft("full"), 1);
-  EXPECT_EQ(soft("linear"), 2.5);
-  EXPECT_EQ(soft("local"), 0.5);
-  EXPECT_EQ(Value(text, "metattn_layer_expected_cost_total{layer=\"1\"," + model + "}"), 1.5);
   const std::string uncertainty = "metattn_routing_uncertainty";
   EXPECT_EQ(Value(text, uncertainty + "_bucket{" + model + ",le=\"0.1\"}"), 6);
   EXPECT_EQ(Value(text, uncertainty + "_bucket{" + model + ",le=\"0.9\"}"), 6);
@@ -226,6 +212,35 @@ TEST_F(MetricsTest, StepsAreCountedByRankLayerAndMechanism) {
   const std::string shadow = "metattn_shadow_relative_error_bucket{layer=\"2\"," + model;
   EXPECT_EQ(Value(text, shadow + ",le=\"0.03\"}"), 0);
   EXPECT_EQ(Value(text, shadow + ",le=\"0.06\"}"), 2);
+}
+
+TEST_F(MetricsTest, MixturesAndSoftSharesAreCountedByLayerAndWhatTheyWouldCost) {
+  Attach();
+  StepOutput step;
+  step.per_rank.resize(2);
+  step.rank_routing.resize(2);
+  step.rank_routing[1].mixture_rows = 3;
+  step.routing.layers.resize(3);
+  step.routing.layers[1].mixture_rows = 5;
+  step.routing.layers[1].weights = {0.5, 1.25, 0.25};
+  step.routing.layers[1].expected_cost = 0.75;
+  metrics_->OnStep(step, 48);
+  metrics_->OnStep(step, 48);
+  const std::string text = Scrape(metrics_->port()), model = "model_name=\"fake\"";
+  EXPECT_EQ(
+      Value(text, "metattn_rank_routed_rows_total{mechanism=\"mixture\"," + model + ",rank=\"1\"}"),
+      6);
+  const auto by_layer = [&](const char* family, const char* layer, const char* mechanism) {
+    return Value(text, std::string("metattn_layer_") + family + "_rows_total{layer=\"" + layer +
+                           "\",mechanism=\"" + mechanism + "\"," + model + "}");
+  };
+  EXPECT_EQ(by_layer("routed", "1", "mixture"), 10);
+  EXPECT_EQ(by_layer("routed", "2", "mixture"), 0);
+  EXPECT_EQ(by_layer("soft", "1", "full"), 1);
+  EXPECT_EQ(by_layer("soft", "1", "linear"), 2.5);
+  EXPECT_EQ(by_layer("soft", "1", "local"), 0.5);
+  EXPECT_EQ(by_layer("soft", "0", "local"), 0);
+  EXPECT_EQ(Value(text, "metattn_layer_expected_cost_total{layer=\"1\"," + model + "}"), 1.5);
 }
 
 TEST_F(MetricsTest, RequestsAreCountedWithTheirTimes) {
