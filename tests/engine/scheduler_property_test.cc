@@ -51,9 +51,9 @@ class Traffic {
     options_.prefix_reuse = Between(0, 3) != 0;
     options_.hash_identity = "traffic";
     options_.linear_states = Between(0, 1) == 0;
-    options_.state_snapshots = Between(0, 2) * Between(1, 4);
-    options_.snapshot_tokens = 64 * Between(1, 6);
-    options_.window = Between(0, 1) * Between(1, 200);
+    options_.state_snapshots = Between(0, 3) * 4;
+    options_.snapshot_tokens = 64 * Between(1, 3);
+    options_.window = Between(0, 1) * Between(1, 130);
     scheduler_ = std::make_unique<Scheduler>(options_);
     twin_ = std::make_unique<Scheduler>(options_);
     const int slots = std::min(options_.max_sequences, options_.max_batch_tokens);

@@ -10,7 +10,7 @@ from . import checkpoint, data, evaluate, export, pipeline, untrained
 from .errors import CalibrationError
 from .model import Model
 from .paper import command as paper
-from .paper import report
+from .paper import report as paper_report
 from .prompts import HELD_OUT, PASS_KEYS
 from .report import command as report
 
@@ -45,7 +45,7 @@ def _eval(args):
 def _paper(args):
     options = paper.Options(args.out, args.text, args.minutes, args.steps, args.seed, args.beta_elbo, args.engine,
                             args.engine_device, windows=args.windows, quiet=args.quiet)
-    print(report.markdown(paper.run(options)), end="")
+    print(paper_report.markdown(paper.run(options)), end="")
 
 
 def parser():

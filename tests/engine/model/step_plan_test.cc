@@ -110,7 +110,7 @@ TEST(StepPlan, StatesOfLaterPositionsAreRefused) {
   EXPECT_TRUE(refused([](StepSequence& s) { s.state_save = -2; }));
   EXPECT_TRUE(refused([](StepSequence& s) { s.state_load = 1, s.state_position = -1; }));
   EXPECT_FALSE(refused([](StepSequence& s) { s.state_load = s.state_save = 3; }));
-  EXPECT_FALSE(refused([](StepSequence& s) { s.state_position = -1; }));
+  EXPECT_FALSE(refused([](StepSequence& s) { s.state_position = s.state_load = -1; }));
   EXPECT_FALSE(refused([](StepSequence& s) { s.state_position = 10; })) << "it can be advanced";
 }
 
