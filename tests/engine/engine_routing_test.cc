@@ -91,7 +91,7 @@ TEST_F(EngineRoutingTest, BadStartingPoliciesAreRefused) {
 TEST_F(EngineRoutingTest, AChangeReachesARunningRequestAtOneStepAndWhatItComputedStays) {
   StartWatched();
   Recorder recorder;
-  const auto id = Submit(Prompt(100, 400), recorder);
+  const auto id = Submit(Prompt(100, 1500), recorder);
   ASSERT_TRUE(recorder.WaitTokens(20));
   RoutingChange change;
   change.cost_weight = 1.f;
