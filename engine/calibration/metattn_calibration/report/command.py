@@ -178,7 +178,7 @@ def about(s):
     return {"model": pathlib.Path(s.args.model).name, "controller": s.controller.directory.resolve().name,
             "fingerprint": d["base_model"]["fingerprint"], "controller_digest": s.controller.digest,
             "window": d["window"], "sinks": d["sinks"], "eta": d["eta"],
-            "engine": s.engine.version if s.args.engine else "no engine",
+            "engine": s.engine.version if s.args.engine else "not used",
             "texts": [data.named_text(t)[0] for t in s.args.text],
             "text_digests": [digest(data.named_text(t)[1]) for t in s.args.text]}
 

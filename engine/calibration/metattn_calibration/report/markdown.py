@@ -170,7 +170,7 @@ PARTS = (("quality", quality), ("curve", curve), ("curve", gate), ("pass_keys", 
 def write(report):
     about = report["about"]
     head = (f"# Routed attention: report on a controller\n\nModel {about['model']}, controller `{about['controller']}`"
-            f" (window {about['window']}, sinks {about['sinks']}, eta {about['eta']:g}), {about['engine']}. Texts: {', '.join(about['texts'])}"
+            f" (window {about['window']}, sinks {about['sinks']}, eta {about['eta']:g}), engine {about['engine']}. Texts: {', '.join(about['texts'])}"
             f" (none of them in the calibration, if the caller chose so). Made by `metattn-calibrate report`; every figure is in report.json, "
             "`metattn-calibrate report --from report.json --out DIR` writes this again.\n")
     missing = [name for name in dict(PARTS) if not report.get(name)]
