@@ -116,6 +116,23 @@ def test_pass_keys_are_compared_with_the_whole_value(report):
     assert cell["routed"] == sum(int(v) % 2 for v in values)
 
 
+def test_a_prompt_that_the_engine_reads_otherwise_is_an_error(place, tmp_path):
+    """As with a special token that it takes for plain text."""
+    from metattn_calibration.report import pass_keys
+
+    class Halves:
+        def encode(self, text):
+            return [ord(c) for c in text[:len(text) // 2 * 2:2]]
+
+        def decode(self, ids):
+            return "12345" * len(ids)
+
+    engine = measure.Engine(place / "metattn", "m", measure.Store(tmp_path), quiet=True)
+    source = data.Source("x", "text", "word. " * 2000, torch.zeros(1))
+    with pytest.raises(CalibrationError, match="another text"):
+        pass_keys.trial(engine, {"dense": None}, Halves(), source, ("vault", 300, 0))
+
+
 def test_seeds_and_training_facts_are_in_the_report(report):
     out, found = report
     assert len(found["quality"]["seeds"]) == 2

@@ -8,7 +8,6 @@ from .. import checkpoint, data, evaluate, export, rows
 from ..errors import CalibrationError
 from ..job import Job
 from ..model import Model
-from ..prompts import HELD_OUT, PASS_KEYS
 from ..run import Run
 from . import ablations, curve, markdown, measure, pass_keys, plots, quality, reliability, training
 from .store import Store, digest, write_json
@@ -50,7 +49,8 @@ def add_arguments(sub):
     sub.add_argument("--docs", default="auto", help="as in train, for the ablations")
     sub.add_argument("--training", metavar="DIR", help="the training's log.jsonl; default: CONTROLLER/.training")
     sub.add_argument("--training-output", metavar="FILE", help="what train printed: for peak memory where the log has none")
-    sub.add_argument("--forms", nargs="+", default=["pass key", "chat"], choices=sorted({**PASS_KEYS, **HELD_OUT}))
+    sub.add_argument("--forms", nargs="+", default=["pass key", "vault"], choices=pass_keys.FORMS,
+                     help="vault is never trained on")
     sub.add_argument("--engine-options", default="", help="flags for every call of the engine, in one word: '--threads 2'")
     sub.add_argument("--quick", action="store_true", help="as little as shows that everything works")
     sub.add_argument("--quiet", action="store_true")
