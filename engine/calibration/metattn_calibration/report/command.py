@@ -52,6 +52,7 @@ def add_arguments(sub):
     sub.add_argument("--forms", nargs="+", default=["pass key", "vault"], choices=pass_keys.FORMS,
                      help="vault is never trained on")
     sub.add_argument("--engine-options", default="", help="flags for every call of the engine, in one word: '--threads 2'")
+    sub.add_argument("--note", nargs="+", default=[], dest="notes", metavar="TEXT", help="what a reader must know; a line each")
     sub.add_argument("--quick", action="store_true", help="as little as shows that everything works")
     sub.add_argument("--quiet", action="store_true")
     for field in dataclasses.fields(Sizes):
@@ -211,7 +212,7 @@ def run(args):
             raise CalibrationError(f"{missing} is needed (or --from)")
         session = Session(args)
         report = {"format": "metattn-report", "version": 1, "about": about(session),
-                  "mix": session.controller.description["mix"]}
+                  "mix": session.controller.description["mix"], "notes": args.notes}
         previous = out / "report.json"  # parts of this controller that are not asked for now are kept
         if previous.exists():
             old = json.loads(previous.read_text())

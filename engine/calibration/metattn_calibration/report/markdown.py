@@ -176,4 +176,6 @@ def write(report):
     missing = [name for name in dict(PARTS) if not report.get(name)]
     if missing:
         head += f"\nNot measured in this run: {', '.join(m.replace('_', ' ') for m in missing)}.\n"
+    if report.get("notes"):
+        head += "\n" + "\n".join(f"- {note}" for note in report["notes"]) + "\n"
     return head + "".join("\n" + function(report) for part, function in PARTS if report.get(part))
