@@ -57,7 +57,7 @@ def report(place, model, tmp_path_factory):
     """One whole run."""
     out = tmp_path_factory.mktemp("out")
     code = cli.main(arguments(place, model, out, "--training", str(place / "training"), "--calibration-text", str(place / "novel.txt:0-50"),
-                              "--docs", "none", "--also", str(place / "controller"), "--forms", "vault", "--trials", "4"))
+                              "--docs", "none", "--also", str(place / "controller"), "--forms", "vault", "--trials", "4", "--note", "Read with care."))
     assert code == 0
     return out, json.loads((out / "report.json").read_text())
 
@@ -68,6 +68,7 @@ def test_a_whole_report_has_every_plot_small_and_every_section(report):
     for file in out.glob("*.png"):
         assert file.read_bytes().startswith(PNG) and file.stat().st_size < 60_000
     text = (out / "report.md").read_text()
+    assert "\n- Read with care.\n" in text
     assert "Not measured" not in text and "nan" not in text
     for file in plots.PLOTS:
         assert f"({file})" in text
@@ -116,6 +117,23 @@ def test_pass_keys_are_compared_with_the_whole_value(report):
     assert cell["routed"] == sum(int(v) % 2 for v in values)
 
 
+def test_a_prompt_that_the_engine_reads_otherwise_is_an_error(place, tmp_path):
+    """As with a special token that it takes for plain text."""
+    from metattn_calibration.report import pass_keys
+
+    class Halves:
+        def encode(self, text):
+            return [ord(c) for c in text[:len(text) // 2 * 2:2]]
+
+        def decode(self, ids):
+            return "12345" * len(ids)
+
+    engine = measure.Engine(place / "metattn", "m", measure.Store(tmp_path), quiet=True)
+    source = data.Source("x", "text", "word. " * 2000, torch.zeros(1))
+    with pytest.raises(CalibrationError, match="another text"):
+        pass_keys.trial(engine, {"dense": None}, Halves(), source, ("vault", 300, 0))
+
+
 def test_seeds_and_training_facts_are_in_the_report(report):
     out, found = report
     assert len(found["quality"]["seeds"]) == 2
@@ -140,7 +158,7 @@ def test_the_same_command_measures_nothing_again(report, place, model, monkeypat
     monkeypatch.setattr(measure.Engine, "_json", lambda *_: pytest.fail("the engine was called again"))
     lines = (out / KEPT / "measured.jsonl").read_text()
     assert cli.main(arguments(place, model, out, "--parts", "quality", "curve", "pass_keys", "--forms", "vault", "--trials", "4",
-                              "--also", str(place / "controller"))) == 0
+                              "--also", str(place / "controller"), "--note", "Read with care.")) == 0
     assert (out / KEPT / "measured.jsonl").read_text() == lines
     again = json.loads((out / "report.json").read_text())
     assert again == found

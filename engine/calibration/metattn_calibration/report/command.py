@@ -8,7 +8,6 @@ from .. import checkpoint, data, evaluate, export, rows
 from ..errors import CalibrationError
 from ..job import Job
 from ..model import Model
-from ..prompts import HELD_OUT, PASS_KEYS
 from ..run import Run
 from . import ablations, curve, markdown, measure, pass_keys, plots, quality, reliability, training
 from .store import Store, digest, write_json
@@ -50,8 +49,10 @@ def add_arguments(sub):
     sub.add_argument("--docs", default="auto", help="as in train, for the ablations")
     sub.add_argument("--training", metavar="DIR", help="the training's log.jsonl; default: CONTROLLER/.training")
     sub.add_argument("--training-output", metavar="FILE", help="what train printed: for peak memory where the log has none")
-    sub.add_argument("--forms", nargs="+", default=["pass key", "chat"], choices=sorted({**PASS_KEYS, **HELD_OUT}))
+    sub.add_argument("--forms", nargs="+", default=["pass key", "vault"], choices=pass_keys.FORMS,
+                     help="vault is never trained on")
     sub.add_argument("--engine-options", default="", help="flags for every call of the engine, in one word: '--threads 2'")
+    sub.add_argument("--note", nargs="+", default=[], dest="notes", metavar="TEXT", help="what a reader must know; a line each")
     sub.add_argument("--quick", action="store_true", help="as little as shows that everything works")
     sub.add_argument("--quiet", action="store_true")
     for field in dataclasses.fields(Sizes):
@@ -178,7 +179,7 @@ def about(s):
     return {"model": pathlib.Path(s.args.model).name, "controller": s.controller.directory.resolve().name,
             "fingerprint": d["base_model"]["fingerprint"], "controller_digest": s.controller.digest,
             "window": d["window"], "sinks": d["sinks"], "eta": d["eta"],
-            "engine": s.engine.version if s.args.engine else "no engine",
+            "engine": s.engine.version if s.args.engine else "not used",
             "texts": [data.named_text(t)[0] for t in s.args.text],
             "text_digests": [digest(data.named_text(t)[1]) for t in s.args.text]}
 
@@ -211,7 +212,7 @@ def run(args):
             raise CalibrationError(f"{missing} is needed (or --from)")
         session = Session(args)
         report = {"format": "metattn-report", "version": 1, "about": about(session),
-                  "mix": session.controller.description["mix"]}
+                  "mix": session.controller.description["mix"], "notes": args.notes}
         previous = out / "report.json"  # parts of this controller that are not asked for now are kept
         if previous.exists():
             old = json.loads(previous.read_text())

@@ -170,10 +170,12 @@ PARTS = (("quality", quality), ("curve", curve), ("curve", gate), ("pass_keys", 
 def write(report):
     about = report["about"]
     head = (f"# Routed attention: report on a controller\n\nModel {about['model']}, controller `{about['controller']}`"
-            f" (window {about['window']}, sinks {about['sinks']}, eta {about['eta']:g}), {about['engine']}. Texts: {', '.join(about['texts'])}"
+            f" (window {about['window']}, sinks {about['sinks']}, eta {about['eta']:g}), engine {about['engine']}. Texts: {', '.join(about['texts'])}"
             f" (none of them in the calibration, if the caller chose so). Made by `metattn-calibrate report`; every figure is in report.json, "
             "`metattn-calibrate report --from report.json --out DIR` writes this again.\n")
     missing = [name for name in dict(PARTS) if not report.get(name)]
     if missing:
         head += f"\nNot measured in this run: {', '.join(m.replace('_', ' ') for m in missing)}.\n"
+    if report.get("notes"):
+        head += "\n" + "\n".join(f"- {note}" for note in report["notes"]) + "\n"
     return head + "".join("\n" + function(report) for part, function in PARTS if report.get(part))

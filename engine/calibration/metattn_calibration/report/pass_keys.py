@@ -1,6 +1,11 @@
 """Pass keys: is the whole value the greedy answer, by depth, context and form of the prompt; in the engine."""
 
-from .. import evaluate
+from .. import evaluate, prompts
+from ..errors import CalibrationError
+
+# The engine's `generate` reads <|im_end|> and its like in a prompt as plain text, so the chat form would be another prompt.
+FORMS = tuple(sorted(set({**prompts.PASS_KEYS, **prompts.HELD_OUT}) - {"chat"}))
+SEAMS = 8  # tokens by which a prompt may differ when its text is tokenised in one piece
 
 
 def trial(engine, controllers, tokenizer, source, cell):
@@ -11,6 +16,9 @@ def trial(engine, controllers, tokenizer, source, cell):
     out = {"depth": needle.depth}
     for name, controller in controllers.items():
         found = engine.answer(text, prompt.answer, controller)
+        if abs(found["prompt_tokens"] - len(prompt.ids) + prompt.answer) > SEAMS:
+            raise CalibrationError(f"pass keys, form {form!r}: the engine read {found['prompt_tokens']} tokens where the prompt has "
+                                   f"{len(prompt.ids) - prompt.answer}; its tokenizer sees another text")
         out[name] = found["text"].strip() == needle.value
         if found["routing"] and controller:
             out["full"] = found["routing"].get("full")
@@ -26,7 +34,7 @@ def measure(engine, controller, subject, plan):
         engine.note(f"pass keys: trial {number + 1} of {trials}")
         for (form, length), done in cells.items():
             done.append(trial(engine, {"dense": None, "routed": controller}, tokenizer, source, (form, length, number)))
-    return {"trials": trials, "cells": [{"form": form, "held_out": form in evaluate.prompts.HELD_OUT, "length": length,
+    return {"trials": trials, "cells": [{"form": form, "held_out": form in prompts.HELD_OUT, "length": length,
                                          **counts(done)} for (form, length), done in cells.items()]}
 
 
