@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# From a bare Debian 12 machine to a served model: installs what is missing, fetches a real model, builds, serves it on
-# two tensor-parallel ranks, submits three chats and one prompt of about 4,000 tokens at once, prints the tokens while
-# they come, then a summary, and stops everything it started.
+# From a bare Debian 12 machine to a served model: installs what is missing, fetches a real model, builds, serves it with
+# routed attention on two tensor-parallel ranks, submits three chats and one prompt of about 4,000 tokens at once, prints
+# the tokens while they come, then a summary, and stops everything it started.
 set -euo pipefail
 
 usage() {
@@ -82,9 +82,9 @@ show_progress() {
 build_programs || { tail -n 40 "$work/build.log" >&2; fail "the build failed"; }
 ctl=$build/metattnctl
 
-say "starting $ranks ranks; their log goes to $log"
+say "starting $ranks ranks with routed attention; their log goes to $log"
 "$root/deploy/launch.sh" -n "$ranks" "$build/metattn" serve --model "$model" \
-  --grpc-port "$grpc_port" --metrics-port "$metrics_port" --jobs-db "$work/jobs.db" >"$log" 2>&1 </dev/null &
+  --controller "$root/deploy/controllers/smollm2-135m" --grpc-port "$grpc_port" --metrics-port "$metrics_port" --jobs-db "$work/jobs.db" >"$log" 2>&1 </dev/null &
 server=$!
 
 address=127.0.0.1:$grpc_port

@@ -128,6 +128,24 @@ def print_ranks(before, after):
         print(f"{rank:<8}" + "".join(f"{cell:>19.2f}" for cell in cells))
 
 
+def print_routing(before, after):
+    """Where the tokens of the run read their context, and what attention read of what full attention would have."""
+    def gained(name, labels=""):
+        pattern = rf"^{name}\{{[^}}]*{labels}[^}}]*\}} (\S+)$"
+        new, old = (sum(float(v) for v in re.findall(pattern, text, re.M)) for text in (after, before))
+        return new - old
+
+    rows = {m: gained("metattn_rank_routed_rows_total", f'mechanism="{m}"') for m in ("full", "linear", "local")}
+    dense, total = gained("metattn_rank_attention_dense_bytes_total"), sum(rows.values())
+    if total > 0:
+        shares = ", ".join(f"{m} {100 * n / total:.1f} %" for m, n in rows.items())
+        print(f"\nrouting: of rows (token, layer, KV head) with a context beyond the window {shares}")
+    if dense > 0:
+        read = gained("metattn_rank_attention_read_bytes_total")
+        print(f"attention read {read / 1e9:.2f} GB of the {dense / 1e9:.2f} GB that full attention reads: "
+              f"{100 * (1 - read / dense):.0f} % saved")
+
+
 def print_jobs(jobs):
     """One line a job from the line metattnctl ends with; True when all have one."""
     print(f"\n{'job':<10}{'prompt':>9}{'generated':>11}{'first token ms':>16}{'then tokens/s':>15}  ended by")
@@ -187,6 +205,7 @@ def main():
               for n in ("metattn_prompt_tokens_total", "metattn_generation_tokens_total")]
     print(f"\ntogether: {totals[0]:.0f} prompt and {totals[1]:.0f} generated tokens in {elapsed:.1f} s")
     print_ranks(before, after)
+    print_routing(before, after)
     print(f"\nmetrics: {args.metrics}")
     return 0 if complete else 1
 

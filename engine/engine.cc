@@ -81,6 +81,10 @@ absl::StatusOr<Limits> MakeLimits(const EngineOptions& options, const ModelOptio
   limits.scheduler.prefix_reuse = options.prefix_reuse;
   limits.shadow_rate = options.shadow_rate;
   limits.scheduler.linear_states = worker.controller() != nullptr;
+  limits.scheduler.state_snapshots = options.prefix_reuse ? options.state_snapshots : 0;
+  // Linear attention over every position has states that end with their sequence.
+  const bool linear_all = worker.controller() != nullptr && worker.controller()->spec().linear_all;
+  limits.scheduler.window = linear_all ? 0 : worker.window();
   // The salt makes block hashes unpredictable to clients (engine/model/page_pool.cc). Nothing
   // outlives the process, so nothing needs to find them again.
   limits.scheduler.hash_identity = absl::StrFormat(

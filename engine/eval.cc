@@ -93,9 +93,17 @@ absl::StatusOr<EvalReport> Evaluate(Worker& worker, std::span<const std::int32_t
       (*report.share)[k] =
           static_cast<double>(routing.rows[k]) / static_cast<double>(routing.eligible());
     }
+    report.mixture =
+        static_cast<double>(routing.mixture_rows) / static_cast<double>(routing.eligible());
   }
   if (routing.routed_rows > 0) {
-    report.uncertainty = routing.uncertainty / static_cast<double>(routing.routed_rows);
+    const auto decided = static_cast<double>(routing.routed_rows);
+    report.uncertainty = routing.uncertainty / decided;
+    report.soft_share.emplace();
+    for (std::size_t k = 0; k < routing.weights.size(); ++k) {
+      (*report.soft_share)[k] = routing.weights[k] / decided;
+    }
+    report.expected_cost = routing.expected_cost / decided;
   }
   if (routing.bytes_dense > 0) {
     report.attention_bytes_ratio =
@@ -106,20 +114,31 @@ absl::StatusOr<EvalReport> Evaluate(Worker& worker, std::span<const std::int32_t
   return report;
 }
 
+namespace {
+
+nlohmann::json ByMechanism(const std::optional<std::array<double, kMechanisms>>& values) {
+  if (!values) return nullptr;
+  return {{"full", (*values)[0]}, {"linear", (*values)[1]}, {"local", (*values)[2]}};
+}
+
+nlohmann::json OrNull(const std::optional<double>& value) {
+  return value ? nlohmann::json(*value) : nlohmann::json(nullptr);
+}
+
+}  // namespace
+
 std::string ToJson(const EvalReport& report) {
   nlohmann::json json = {{"nll", report.nll},
                          {"tokens", report.tokens},
-                         {"share", nullptr},
-                         {"uncertainty", nullptr},
+                         {"share", ByMechanism(report.share)},
+                         {"mixture", report.mixture},
+                         {"uncertainty", OrNull(report.uncertainty)},
+                         {"soft_share", ByMechanism(report.soft_share)},
+                         {"expected_cost", OrNull(report.expected_cost)},
                          {"attention_bytes_ratio", report.attention_bytes_ratio},
                          {"attention_flops_ratio", report.attention_flops_ratio},
                          {"predictions", report.predictions},
                          {"windows", report.windows}};
-  if (report.share) {
-    const auto& share = *report.share;
-    json["share"] = {{"full", share[0]}, {"linear", share[1]}, {"local", share[2]}};
-  }
-  if (report.uncertainty) json["uncertainty"] = *report.uncertainty;
   return json.dump();
 }
 

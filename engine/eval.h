@@ -35,9 +35,13 @@ struct EvalReport {
   std::int64_t windows = 0;
   // Of (row, KV head, layer) with a far span: share of each mechanism; none when there are none.
   std::optional<std::array<double, kMechanisms>> share;
-  std::optional<double> uncertainty;  // mean U of the rows that the controller decided
-  double attention_bytes_ratio = 1;   // read over dense, all rows
-  double attention_flops_ratio = 1;   // multiplications over dense ones, all rows
+  double mixture = 0;  // of the same, share of those that got all three, weighted
+  // Means over the rows that the controller decided: U, softmax(score), and what that costs.
+  std::optional<double> uncertainty;
+  std::optional<std::array<double, kMechanisms>> soft_share;
+  std::optional<double> expected_cost;  // sum_k weight_k c_k, 1 is full attention
+  double attention_bytes_ratio = 1;     // read over dense, all rows
+  double attention_flops_ratio = 1;     // multiplications over dense ones, all rows
 };
 
 // What a worker must be able to take for such an evaluation.

@@ -32,6 +32,7 @@ struct EngineOptions {
   std::string served_model_name;      // --served-model-name; empty: the model's own name
   int max_model_len = 0;              // --max-model-len, tokens; 0: the model's own
   int max_num_seqs = 64;              // --max-num-seqs, sequences of one step
+  int state_snapshots = 16;           // --linear-state-snapshots, with a controller
   int max_num_batched_tokens = 512;   // --max-num-batched-tokens, rows of one step
   int max_queue = 1024;               // --max-queue, requests waiting; past it RESOURCE_EXHAUSTED
   std::int64_t kv_cache_bytes = 0;    // --kv-cache-memory per rank; 0: a quarter of what is free

@@ -5,6 +5,8 @@
 #include <unordered_map>
 
 #include "absl/strings/str_format.h"
+#include "engine/model/state_snapshots.h"
+#include "engine/model/step_batch.h"
 #include "kernels/check.h"
 
 namespace metattn {
@@ -31,6 +33,8 @@ struct Sequence {
   std::vector<BlockHash> hashes;   // chain over the full blocks of `tokens` so far
   std::int32_t state_slot = 0;     // while running
   std::int32_t state_position = -1;  // whose row left the linear state in the slot
+  std::int32_t state_load = -1;      // the snapshot that the next step brings there
+  std::int64_t state_saved = 0;      // tokens of the last snapshot on the way
   bool running = false;
   bool was_scheduled = false;
   std::int32_t cached_tokens = 0;
@@ -59,13 +63,16 @@ struct Entry {  // of the step being built
 
 struct Scheduler::State {
   explicit State(const SchedulerOptions& o)
-      : options(o), pool(o.blocks), seed(SeedHash(o.hash_identity)) {
+      : options(o),
+        pool(o.blocks),
+        seed(SeedHash(o.hash_identity)),
+        slots(std::min(o.max_sequences, o.max_batch_tokens)),
+        snapshots(slots, o.linear_states && o.prefix_reuse ? o.state_snapshots : 0) {
     METATTN_CHECK(o.max_sequences > 0, "max_sequences must be positive");
     METATTN_CHECK(o.max_batch_tokens > 0, "max_batch_tokens must be positive");
     METATTN_CHECK(o.max_context > 0, "max_context must be positive");
     // Every running sequence may need a row in the same step.
-    slots = static_cast<std::size_t>(std::min(o.max_sequences, o.max_batch_tokens));
-    for (auto slot = static_cast<std::int32_t>(slots); slot-- > 0;) free_slots.push_back(slot);
+    for (std::int32_t slot = slots; slot-- > 0;) free_slots.push_back(slot);
   }
 
   void ExtendHashes(Sequence& s, std::int64_t blocks);
@@ -74,6 +81,10 @@ struct Scheduler::State {
   std::int64_t Missing(const Sequence& s) const;
   void ReusePrefix(Sequence& s);
   void ReleaseBlocks(Sequence& s);
+  std::int64_t StateTokens(std::int64_t position) const;
+  void LoadState(Sequence& s);
+  void ReleaseState(Sequence& s);
+  std::int32_t SaveState(Sequence& s, std::int64_t position);
   void Stop(Sequence& s);
   void Preempt(Sequence& s);
   bool Reserve(Sequence& s, std::int64_t positions);
@@ -85,7 +96,8 @@ struct Scheduler::State {
   const SchedulerOptions options;
   PagePool pool;
   const BlockHash seed;
-  std::size_t slots = 0;
+  const std::int32_t slots;
+  StateSnapshots snapshots;
   std::vector<std::int32_t> free_slots;  // of linear states; the lowest is taken first
   std::uint64_t arrivals = 0;
   std::uint64_t steps = 0;
@@ -136,11 +148,50 @@ void Scheduler::State::ReleaseBlocks(Sequence& s) {
   s.computed = 0;
 }
 
+// Whole blocks of tokens that the state of a sequence holds, in tokens, once the row at `position`
+// has run.
+std::int64_t Scheduler::State::StateTokens(std::int64_t position) const {
+  return NearBegin(static_cast<std::int32_t>(position), options.window);
+}
+
+// The longest snapshot of a sequence's found blocks; its first row must not be ahead of it.
+void Scheduler::State::LoadState(Sequence& s) {
+  s.state_slot = free_slots.back();
+  free_slots.pop_back();
+  const std::int64_t most = s.computed > 0 ? StateTokens(s.computed - 1) / kBlockTokens : 0;
+  const auto found = snapshots.Find(std::span(s.hashes).first(static_cast<std::size_t>(most)));
+  if (!found) return;
+  s.state_load = found->slot;
+  s.state_saved = found->blocks * kBlockTokens;
+  s.state_position = static_cast<std::int32_t>(s.state_saved) + options.window - 1;
+}
+
+// A state that goes stays as a snapshot, without a copy: its slot is exchanged.
+void Scheduler::State::ReleaseState(Sequence& s) {
+  const std::int64_t tokens = s.state_position < 0 ? 0 : StateTokens(s.state_position);
+  const auto blocks = static_cast<std::size_t>(tokens / kBlockTokens);
+  if (s.state_load < 0 && blocks > 0 && blocks <= s.hashes.size()) {
+    s.state_slot = snapshots.Exchange(s.hashes[blocks - 1], s.state_slot);
+  }
+  free_slots.push_back(s.state_slot);
+  s.state_position = s.state_load = -1;
+  s.state_saved = 0;
+}
+
+// Where the state that the row at `position` leaves is kept, or -1.
+std::int32_t Scheduler::State::SaveState(Sequence& s, std::int64_t position) {
+  const std::int64_t tokens = StateTokens(position);
+  if (!options.prefix_reuse || tokens < s.state_saved + options.snapshot_tokens) return -1;
+  s.state_saved = tokens;
+  const std::int64_t blocks = tokens / kBlockTokens;
+  ExtendHashes(s, blocks);
+  return snapshots.Save(s.hashes[static_cast<std::size_t>(blocks - 1)]).value_or(-1);
+}
+
 void Scheduler::State::Stop(Sequence& s) {
   ReleaseBlocks(s);
   if (!s.running) return;
-  free_slots.push_back(s.state_slot);
-  s.state_position = -1;
+  ReleaseState(s);
   s.running = false;
   running.erase(s.rank);
 }
@@ -227,15 +278,14 @@ bool Scheduler::State::TryStart(Sequence& s) {
   running.emplace(s.rank, &s);
   s.running = true;
   s.FixPolicies(s.computed);  // found blocks were made under the policy in force
-  s.state_slot = free_slots.back();
-  free_slots.pop_back();
+  LoadState(s);
   METATTN_CHECK(Reserve(s, s.known()), "what was counted is there");
   return true;
 }
 
 void Scheduler::State::Admit() {
   // After a preemption nothing more starts: what was just taken away must not be given out again.
-  while (preempted.empty() && budget > 0 && running.size() < slots && !waiting.empty()) {
+  while (preempted.empty() && budget > 0 && !free_slots.empty() && !waiting.empty()) {
     Sequence& s = *waiting.begin()->second;
     if (!TryStart(s)) return;  // first come, first served: nobody overtakes it
     SchedulePrefill(s);
@@ -267,6 +317,8 @@ StepPlan Scheduler::State::BuildPlan(std::vector<std::uint64_t>* samples) {
     if (options.linear_states) {
       row_run.state_slot = s.state_slot;
       row_run.state_position = s.state_position;
+      row_run.state_load = std::exchange(s.state_load, -1);
+      row_run.state_save = SaveState(s, end - 1);
     }
     plan.sequences.push_back(std::move(row_run));
     plan.tokens.insert(plan.tokens.end(), begin, begin + e.rows);

@@ -10,6 +10,10 @@
 // that could never fit is refused by Add. Blocks that become full are published with their chained
 // hash, which covers the policy each token was computed under. Contract violations are CHECK
 // failures. Cost: O(running + admitted) per step.
+//
+// Linear states: a running sequence owns a slot. Its state is kept as a snapshot every
+// snapshot_tokens tokens and when it stops; a sequence that starts on found blocks loads the
+// longest snapshot of them, and workers rebuild what is behind it from the pages.
 #pragma once
 
 #include <cstdint>
@@ -35,7 +39,10 @@ struct SchedulerOptions {
   int max_context = 0;         // positions of one sequence
   bool prefix_reuse = true;
   bool linear_states = false;  // the model has a controller: running sequences own a state slot
-  std::string hash_identity;   // SeedHash argument: model, window, sinks, K/V dtype
+  int state_snapshots = 0;     // slots beside those; used with prefix_reuse only
+  int snapshot_tokens = 1024;
+  int window = 256;           // the near window: how far a linear state is behind its sequence
+  std::string hash_identity;  // SeedHash argument: model, window, sinks, K/V dtype
 };
 
 struct SequenceSpec {

@@ -154,6 +154,7 @@ absl::Status RankWorker::Plan(const Checkpoint& checkpoint) {
       .sinks = options_.sinks,
       .max_batch_tokens = limits_.max_batch_tokens,
       .max_sequences = limits_.max_sequences,
+      .state_snapshots = limits_.state_snapshots,
       .max_logit_rows = limits_.max_logit_rows,
       .max_context = limits_.max_context == 0 ? config_.max_positions : limits_.max_context,
       .controller = controller_.get(),

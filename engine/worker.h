@@ -29,7 +29,8 @@ struct WorkerLimits {
   int max_batch_tokens = 512;
   int max_sequences = 64;
   int max_logit_rows = 64;
-  int max_context = 0;  // positions; 0: the model's own
+  int state_snapshots = 0;  // see TransformerOptions
+  int max_context = 0;      // positions; 0: the model's own
   std::int64_t kv_cache_bytes =
       0;  // per rank; 0: a quarter of what is free on the host, shared by its ranks
   std::int64_t min_blocks = 1;  // fewer is an error that says how much memory is missing

@@ -28,15 +28,19 @@ struct AttentionRows {
   View sequence;            // [T] i32: index into the step's sequences
   View row_begin;        // [S + 1] i32: rows of sequence s are row_begin[s] .. row_begin[s + 1] - 1
   View near_begin;       // [T] i32: the near window is [max(near_begin, sinks), position]
-  View far_end;          // [T] i32: the far span is [sinks, far_end); eligible iff far_end > sinks
+  View far_end;          // [T] i32: the far span is [sinks, far_end), perhaps empty
   View table_begin;      // [S + 1] i32: block ids of sequence s lie at blocks[table_begin[s]..]
   View blocks;           // i32
   int sinks = 0;         // s: positions 0 .. s-1 belong to every near partial
   View linear_end;       // [T] i32: linear attention reads [linear_begin, linear_end)
   int linear_begin = 0;  // the sinks, or 0 when linear attention reads every position
-  View state_slot;       // [S] i32: where the linear state of a sequence lives
-  View state_end;        // [S] i32: whole blocks of tokens that it holds when the step begins, in
-                         // tokens; 0: nothing, whatever its memory says
+  bool linear_all = false;  // it does: then full, linear and local differ in every row
+  View state_slot;          // [S] i32: where the linear state of a sequence lives
+  View state_end;  // [S] i32: whole blocks of tokens that it holds when the step begins, in
+                   // tokens; 0: nothing, whatever its memory says
+
+  // A row with something to decide, given its far_end; the mechanisms of others are all P0.
+  bool Eligible(std::int32_t row_far_end) const { return linear_all || row_far_end > sinks; }
 };
 
 // Rows of each KV head that one mechanism must serve, in ascending row order, without gaps.

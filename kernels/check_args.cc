@@ -195,14 +195,21 @@ void CheckArgs(const ControlArgs& args) {
   METATTN_CHECK(args.heads >= 0 && args.group >= 0 && args.width >= 0,
                 absl::StrFormat("controller of %d heads of %d, width %d", args.heads, args.group,
                                 args.width));
-  const std::int64_t tokens = args.rows.tokens, heads = args.heads, scalars = 1 + 4 * args.group;
+  const std::int64_t tokens = args.rows.tokens, heads = args.heads;
+  const std::int64_t scalars = ControlScalars(args.features, args.group);
   if (tokens == 0 || heads == 0) return;
-  METATTN_CHECK(args.uncertain == UncertainPolicy::kFull, "unknown policy for uncertain rows");
+  METATTN_CHECK(args.uncertain == UncertainPolicy::kFull || args.weights, "mixtures need weights");
   CheckView(args.projected, tokens * (args.width + 3 * heads), 4, "projected");
-  CheckView(args.near.m, tokens * heads * args.group, 4, "near.m");
-  CheckView(args.near.l, tokens * heads * args.group, 4, "near.l");
-  CheckView(args.near_stats, tokens * heads * args.group * 2, 4, "near_stats");
-  CheckView(args.lse_far, tokens * heads * args.group, 4, "lse_far");
+  if (args.features == ControlFeatures::kRetrofit) {
+    CheckView(args.near.m, tokens * heads * args.group, 4, "near.m");
+    CheckView(args.near.l, tokens * heads * args.group, 4, "near.l");
+    CheckView(args.near_stats, tokens * heads * args.group * 2, 4, "near_stats");
+    CheckView(args.lse_far, tokens * heads * args.group, 4, "lse_far");
+  }
+  if (args.features == ControlFeatures::kPaper) {
+    METATTN_CHECK(args.dim > 0 && args.last_position > 0, "no scale for the paper's features");
+    CheckView(args.x, tokens * args.dim, 4, "x");
+  }
   CheckControlWeights(args, heads, scalars);
   CheckView(args.route, tokens, 1, "route");
   CheckView(args.cost_weight, tokens, 4, "cost_weight");
@@ -210,6 +217,19 @@ void CheckArgs(const ControlArgs& args) {
   CheckView(args.decisions, tokens * heads, 1, "decisions");
   CheckView(args.uncertainty, tokens * heads, 4, "uncertainty");
   CheckView(args.margin, tokens * heads, 4, "margin");
+  CheckOptional(args.weights, tokens * heads * kMechanisms, 4, "weights");
+}
+
+void CheckArgs(const MixArgs& args) {
+  METATTN_CHECK(args.tokens >= 0 && args.heads >= 0 && args.group >= 0 && args.head_dim >= 0,
+                "a size below zero");
+  METATTN_CHECK(static_cast<int>(args.step) < kMechanisms, "a step of no mechanism");
+  const int q_heads = args.heads * args.group;
+  CheckView(args.decisions, args.tokens * args.heads, 1, "decisions");
+  CheckView(args.weights, args.tokens * args.heads * kMechanisms, 4, "weights");
+  CheckPartial(args.partial, args.tokens, q_heads, args.head_dim);
+  CheckPartial(args.kept, args.tokens, q_heads, args.head_dim);
+  CheckView(args.sum, args.tokens * q_heads * args.head_dim, 4, "sum");
 }
 
 void CheckArgs(const NormalizeArgs& args) {

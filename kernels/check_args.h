@@ -28,6 +28,7 @@ void CheckArgs(const LinearAbsorbArgs& args);
 void CheckArgs(const LinearOddsArgs& args);
 void CheckArgs(const FarLinearArgs& args);
 void CheckArgs(const ControlArgs& args);
+void CheckArgs(const MixArgs& args);
 void CheckArgs(const NormalizeArgs& args);
 void CheckArgs(const SwiGluArgs& args);
 void CheckArgs(const GatherArgs& args);

@@ -100,8 +100,9 @@ struct CompactArgs {
   AttentionRows rows;
   int heads = 0;
   Mechanism mechanism = Mechanism::kFull;
-  View decisions;  // [T, H] u8
-  WorkList list;   // out
+  bool mixtures = false;  // rows of kMixture too
+  View decisions;         // [T, H] u8
+  WorkList list;          // out
 };
 
 struct NearArgs {
@@ -180,6 +181,7 @@ class Kernels {
   virtual void LinearOdds(const LinearOddsArgs& args, Stream& stream) = 0;
   virtual void FarLinear(const FarLinearArgs& args, Stream& stream) = 0;
   virtual void Control(const ControlArgs& args, Stream& stream) = 0;
+  virtual void Mix(const MixArgs& args, Stream& stream) = 0;
   virtual void Normalize(const NormalizeArgs& args, Stream& stream) = 0;
   virtual void SwiGlu(const SwiGluArgs& args, Stream& stream) = 0;
   virtual void Gather(const GatherArgs& args, Stream& stream) = 0;

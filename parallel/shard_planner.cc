@@ -13,33 +13,29 @@ namespace {
 // rounding noise in the weights (0.1 + 0.2 against 0.3) never moves a slice.
 constexpr double kNoise = 1e-9;
 
-// What every token attends to, whatever its route and context: a typical near window.
-constexpr double kNearTokens = 256;
-
 struct Portions {
   std::int64_t units = 0;    // to hand out
   std::int64_t minimum = 0;  // units every rank gets at least; minimum * ranks <= units
-  std::vector<double> load;  // what each rank carries already, in units of the same work
 };
 
-// Real-valued shares x >= minimum with sum(x) = units and (load + x) / weight equal wherever x >
-// minimum. A rank that would fall below its minimum is pinned there, which lowers the level of
-// the others, so pinned ranks stay pinned and at most one pass per rank is needed.
+// Real-valued shares x >= minimum with sum(x) = units and x / weight equal wherever x > minimum. A
+// rank that would fall below its minimum is pinned there, which lowers the level of the others, so
+// pinned ranks stay pinned and at most one pass per rank is needed.
 std::vector<double> LevelShares(const Portions& p, std::span<const double> weights) {
   const std::size_t ranks = weights.size();
   std::vector<double> shares(ranks, static_cast<double>(p.minimum));
   std::vector<bool> pinned(ranks, false);
   for (bool changed = true; changed;) {
-    double work = static_cast<double>(p.units);
+    double units = static_cast<double>(p.units);
     double weight = 0;
     for (std::size_t r = 0; r < ranks; ++r) {
-      work += pinned[r] ? -static_cast<double>(p.minimum) : p.load[r];
+      units -= pinned[r] ? static_cast<double>(p.minimum) : 0;
       weight += pinned[r] ? 0 : weights[r];
     }
     changed = false;
     for (std::size_t r = 0; r < ranks; ++r) {
       if (pinned[r]) continue;
-      shares[r] = work * (weights[r] / weight) - p.load[r];
+      shares[r] = units * (weights[r] / weight);
       if (shares[r] < static_cast<double>(p.minimum)) {
         shares[r] = static_cast<double>(p.minimum);
         pinned[r] = changed = true;
@@ -66,15 +62,6 @@ std::vector<std::int64_t> Apportion(const Portions& p, std::span<const double> w
   std::int64_t rest = p.units - std::accumulate(units.begin(), units.end(), std::int64_t{0});
   for (std::size_t i = 0; rest > 0; i = (i + 1) % ranks, --rest) ++units[order[i]];
   return units;
-}
-
-// The multiplications a KV head costs per token, in those of one MLP column (gate, up and down: 3
-// D). A head has rows of Q, K and V, columns of O, and scores and values of its near window for
-// each query head.
-double ColumnsPerHead(const SliceShape& s) {
-  const double projections = (2.0 * s.group + 2.0) * s.head_dim * static_cast<double>(s.hidden);
-  const double near_window = 2.0 * kNearTokens * s.group * s.head_dim;
-  return (projections + near_window) / (3.0 * static_cast<double>(s.hidden));
 }
 
 absl::Status CheckShape(const SliceShape& s) {
@@ -149,17 +136,9 @@ absl::StatusOr<std::vector<Slice>> PlanSlices(const SliceShape& shape,
   if (absl::Status s = CheckCut(shape, ranks); !s.ok()) return s;
   if (ranks == 1) return std::vector<Slice>{{0, shape.kv_heads, 0, shape.ffn, 0, shape.vocab}};
 
-  const std::vector<double> no_load(weights.size(), 0.0);
-  const std::vector<std::int64_t> heads = Apportion({shape.kv_heads, 0, no_load}, weights);
-
-  const double columns_per_head = ColumnsPerHead(shape);
-  Portions mlp{shape.ffn / shape.column_unit, 1, {}};
-  for (const std::int64_t h : heads) {
-    mlp.load.push_back(static_cast<double>(h) * columns_per_head /
-                       static_cast<double>(shape.column_unit));
-  }
-  const std::vector<std::int64_t> columns = Apportion(mlp, weights);
-  const std::vector<std::int64_t> rows = Apportion({shape.vocab, 1, no_load}, weights);
+  const std::vector<std::int64_t> heads = Apportion({shape.kv_heads, 0}, weights);
+  const std::vector<std::int64_t> columns = Apportion({shape.ffn / shape.column_unit, 1}, weights);
+  const std::vector<std::int64_t> rows = Apportion({shape.vocab, 1}, weights);
 
   std::vector<Slice> slices(weights.size());
   Slice at;  // the end of what is handed out so far

@@ -58,6 +58,7 @@ absl::StatusOr<WorkerLimits> LimitsForServing(const EngineOptions& options,
   limits.max_batch_tokens = options.max_num_batched_tokens;
   limits.max_sequences = std::min(options.max_num_seqs, options.max_num_batched_tokens);
   limits.max_logit_rows = limits.max_sequences;
+  limits.state_snapshots = options.prefix_reuse ? options.state_snapshots : 0;
   limits.max_context = options.max_model_len;
   limits.kv_cache_bytes = options.kv_cache_bytes;
   if (options.shadow_rate > 0) limits.max_shadow_rows = kMaxShadowRows;

@@ -122,6 +122,7 @@ v1::RoutingSummary SummaryToWire(const RoutingCounts& counts) {
   summary.set_full(share(counts.rows[0], counts.eligible()));
   summary.set_linear(share(counts.rows[1], counts.eligible()));
   summary.set_local(share(counts.rows[2], counts.eligible()));
+  summary.set_mixture(share(counts.mixture_rows, counts.eligible()));
   summary.set_mean_uncertainty(share(counts.uncertainty, counts.routed_rows));
   summary.set_attention_bytes_ratio(share(counts.bytes_read, counts.bytes_dense));
   return summary;

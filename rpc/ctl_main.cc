@@ -41,7 +41,8 @@ void AddRequestFlags(CLI::App& app, GenerateFlags* flags) {
   AddFlag(app, "--cost-weight", flags->cost_weight,
           "lambda >= 0, of routed: more lambda, fewer bytes; default: the server's");
   AddFlag(app, "--eta", flags->eta,
-          "0 to 1, of routed: a row as uncertain as this reads everything; default: the server's");
+          "0 to 1, of routed: a row as uncertain as this reads everything, at 1 none; default: the "
+          "server's");
   AddFlag(app, "--priority", flags->priority, "lower is served first");
 }
 

@@ -49,9 +49,9 @@ std::string PolicyText(const v1::RoutingPolicy& p) {
 
 std::string SharesText(const std::string& title, const v1::RoutingShares& shares) {
   const v1::RoutingSummary& s = shares.summary();
-  return absl::StrFormat("%-12s %6.1f%% %6.1f%% %6.1f%% %7.3f %9.1f%% %14d\n", title,
-                         100 * s.full(), 100 * s.linear(), 100 * s.local(), s.mean_uncertainty(),
-                         100 * s.attention_bytes_ratio(), shares.decisions());
+  return absl::StrFormat("%-12s %6.1f%% %6.1f%% %6.1f%% %6.1f%% %7.3f %9.1f%% %14d\n", title,
+                         100 * s.full(), 100 * s.linear(), 100 * s.local(), 100 * s.mixture(),
+                         s.mean_uncertainty(), 100 * s.attention_bytes_ratio(), shares.decisions());
 }
 
 std::string StatusText(const v1::RoutingStatus& status) {
@@ -61,8 +61,9 @@ std::string StatusText(const v1::RoutingStatus& status) {
   absl::StrAppend(&text, "controller: ", status.controller().empty() ? "none" : status.controller(),
                   levels.empty() ? "" : ", levels of the cost weight:", levels, "\n");
   absl::StrAppend(&text, absl::StrFormat("cost weight now: %g\n\n", status.cost_weight_now()));
-  absl::StrAppend(&text, absl::StrFormat("%-12s %7s %7s %7s %7s %10s %14s\n", "", "full", "linear",
-                                         "local", "mean U", "of bytes", "decisions"));
+  absl::StrAppend(
+      &text, absl::StrFormat("%-12s %7s %7s %7s %7s %7s %10s %14s\n", "", "full", "linear", "local",
+                             "mixture", "mean U", "of bytes", "decisions"));
   absl::StrAppend(&text, SharesText("since start", status.since_start()),
                   SharesText("last minute", status.last_minute()));
   for (int layer = 0; layer < status.layers_size(); ++layer) {

@@ -114,8 +114,9 @@ void AddRouteFlags(CLI::App& app, RouteOptions* route) {
   AddFlag(app, "--cost-weight", route->cost_weight,
           "lambda >= 0: how much the bytes of a mechanism count; default: the controller's")
       ->check(CLI::Range(0.0, 1e3));
-  AddFlag(app, "--eta", route->eta,
-          "0 to 1: a row as uncertain as this reads everything; default: the controller's")
+  AddFlag(
+      app, "--eta", route->eta,
+      "0 to 1: a row as uncertain as this reads everything; 1: never; default: the controller's")
       ->check(CLI::Range(0.0, 1.0));
 }
 
@@ -168,6 +169,9 @@ void AddEngineFlags(CLI::App& app, EngineOptions* options) {
       ->check(CLI::Range(1, 1 << 16));
   AddFlag(app, "--max-num-batched-tokens", options->max_num_batched_tokens, "tokens of one step")
       ->check(CLI::Range(1, 1 << 20));
+  AddFlag(app, "--linear-state-snapshots", options->state_snapshots,
+          "linear attention states kept for prompts that begin alike, with --controller")
+      ->check(CLI::Range(0, 1 << 16));
   AddFlag(app, "--max-queue", options->max_queue, "requests that may wait; more are refused")
       ->check(CLI::Range(1, 1 << 24));
   AddFlag(app, "--kv-cache-memory", options->kv_cache_bytes,

@@ -25,7 +25,13 @@ double Seconds(std::chrono::steady_clock::duration d) {
 
 // Whether there was anything to decide: a context beyond the window.
 bool Decided(const v1::RoutingSummary& routing) {
-  return routing.full() + routing.linear() + routing.local() > 0;
+  return routing.full() + routing.linear() + routing.local() + routing.mixture() > 0;
+}
+
+// Most controllers never mix.
+std::string MixtureText(const v1::RoutingSummary& routing) {
+  if (routing.mixture() == 0) return "";
+  return absl::StrFormat(", %.1f%% mixtures", 100 * routing.mixture());
 }
 
 }  // namespace
@@ -70,6 +76,7 @@ void GenerateOutput::End() {
       object["routing"] = {{"full", r.full()},
                            {"linear", r.linear()},
                            {"local", r.local()},
+                           {"mixture", r.mixture()},
                            {"mean_uncertainty", r.mean_uncertainty()},
                            {"attention_bytes_ratio", r.attention_bytes_ratio()}};
     }
@@ -85,13 +92,13 @@ void GenerateOutput::End() {
        << std::endl;
   if (!Decided(finish_.routing())) return;
   const v1::RoutingSummary& r = finish_.routing();
-  err_
-      << absl::StrFormat(
-             "[attention beyond the window: %.1f%% full, %.1f%% linear, %.1f%% local; mean U %.3f; "
-             "%.1f%% of the bytes of full attention]",
-             100 * r.full(), 100 * r.linear(), 100 * r.local(), r.mean_uncertainty(),
-             100 * r.attention_bytes_ratio())
-      << std::endl;
+  err_ << absl::StrFormat(
+              "[attention beyond the window: %.1f%% full, %.1f%% linear, %.1f%% local%s; mean U "
+              "%.3f; "
+              "%.1f%% of the bytes of full attention]",
+              100 * r.full(), 100 * r.linear(), 100 * r.local(), MixtureText(r),
+              r.mean_uncertainty(), 100 * r.attention_bytes_ratio())
+       << std::endl;
 }
 
 }  // namespace metattn

@@ -88,9 +88,19 @@ struct RankSeries {
   Counter* bytes_dense;
   Counter* controller;
   std::array<Counter*, kMechanisms> routed;
+  Counter* mixed;
+};
+
+// Series of one layer.
+struct LayerSeries {
+  std::array<Counter*, kMechanisms> routed;
+  Counter* mixed;
+  std::array<Counter*, kMechanisms> soft;
+  Counter* expected_cost;
 };
 
 constexpr std::array<const char*, kMechanisms> kMechanismNames = {"full", "linear", "local"};
+constexpr const char* kMixtureName = "mixture";
 
 class PrometheusMetrics final : public Metrics, public prometheus::Collectable {
  public:
@@ -175,6 +185,7 @@ class PrometheusMetrics final : public Metrics, public prometheus::Collectable {
       for (std::size_t k = 0; k < counts.rows.size(); ++k) {
         ranks_[r].routed[k]->Increment(static_cast<double>(counts.rows[k]));
       }
+      ranks_[r].mixed->Increment(static_cast<double>(counts.mixture_rows));
     }
     CountLayers(output.routing);
   }
@@ -285,36 +296,53 @@ class PrometheusMetrics final : public Metrics, public prometheus::Collectable {
                                  "K/V bytes that full attention would have read.");
     rank_controller_ = &CounterFamily("metattn_rank_controller_seconds_total",
                                       "Time in the meta-controller's decisions.");
-    rank_routed_ =
-        &CounterFamily("metattn_rank_routed_rows_total",
-                       "(row, KV head, layer) with a far span, by the mechanism they took.");
+    rank_routed_ = &CounterFamily(
+        "metattn_rank_routed_rows_total",
+        "(row, KV head, layer) with something to decide, by the mechanism they took.");
   }
 
   void AddRank(const prometheus::Labels& model, int rank) {
     prometheus::Labels labels = model;
     labels["rank"] = std::to_string(rank);
-    RankSeries series = {&rank_step_->Add(labels),       &rank_attention_->Add(labels),
-                         &rank_wait_->Add(labels),       &rank_transfer_->Add(labels),
-                         &rank_read_->Add(labels),       &rank_dense_->Add(labels),
-                         &rank_controller_->Add(labels), {}};
+    RankSeries series = {&rank_step_->Add(labels),
+                         &rank_attention_->Add(labels),
+                         &rank_wait_->Add(labels),
+                         &rank_transfer_->Add(labels),
+                         &rank_read_->Add(labels),
+                         &rank_dense_->Add(labels),
+                         &rank_controller_->Add(labels),
+                         {},
+                         nullptr};
     for (std::size_t k = 0; k < series.routed.size(); ++k) {
       labels["mechanism"] = kMechanismNames[k];
       series.routed[k] = &rank_routed_->Add(labels);
     }
+    labels["mechanism"] = kMixtureName;
+    series.mixed = &rank_routed_->Add(labels);
     ranks_.push_back(series);
   }
 
   void AddRouting(const prometheus::Labels& model, int layers) {
-    auto& family = CounterFamily("metattn_layer_routed_rows_total",
-                                 "Rows with a far span, by layer and mechanism, all KV heads.");
+    auto& family =
+        CounterFamily("metattn_layer_routed_rows_total",
+                      "Rows with something to decide, by layer and mechanism, all KV heads.");
+    auto& soft = CounterFamily("metattn_layer_soft_rows_total",
+                               "Sum of softmax(score) over decisions of the meta-controller.");
+    auto& cost =
+        CounterFamily("metattn_layer_expected_cost_total",
+                      "Sum over the same of what those weights cost; 1 is full attention.");
     for (int layer = 0; layer < layers; ++layer) {
       prometheus::Labels labels = model;
       labels["layer"] = std::to_string(layer);
-      layers_.emplace_back();
+      LayerSeries& series = layers_.emplace_back();
+      series.expected_cost = &cost.Add(labels);
       for (std::size_t k = 0; k < kMechanismNames.size(); ++k) {
         labels["mechanism"] = kMechanismNames[k];
-        layers_.back()[k] = &family.Add(labels);
+        series.routed[k] = &family.Add(labels);
+        series.soft[k] = &soft.Add(labels);
       }
+      labels["mechanism"] = kMixtureName;
+      series.mixed = &family.Add(labels);
     }
     auto& shadow = prometheus::BuildHistogram()
                        .Name("metattn_shadow_relative_error")
@@ -335,9 +363,13 @@ class PrometheusMetrics final : public Metrics, public prometheus::Collectable {
 
   void CountLayers(const StepRouting& routing) {
     for (std::size_t i = 0; i < routing.layers.size() && i < layers_.size(); ++i) {
+      const RoutingCounts& counts = routing.layers[i];
       for (std::size_t k = 0; k < kMechanismNames.size(); ++k) {
-        layers_[i][k]->Increment(static_cast<double>(routing.layers[i].rows[k]));
+        layers_[i].routed[k]->Increment(static_cast<double>(counts.rows[k]));
+        layers_[i].soft[k]->Increment(counts.weights[k]);
       }
+      layers_[i].mixed->Increment(static_cast<double>(counts.mixture_rows));
+      layers_[i].expected_cost->Increment(counts.expected_cost);
     }
     for (std::size_t i = 0; i < routing.shadow.size() && i < shadow_.size(); ++i) {
       const ShadowErrors& errors = routing.shadow[i];
@@ -381,7 +413,7 @@ class PrometheusMetrics final : public Metrics, public prometheus::Collectable {
   Family<Counter>*rank_step_, *rank_attention_, *rank_wait_, *rank_transfer_;
   Family<Counter>*rank_read_, *rank_dense_, *rank_controller_, *rank_routed_;
   std::vector<RankSeries> ranks_;
-  std::vector<std::array<Counter*, kMechanisms>> layers_;
+  std::vector<LayerSeries> layers_;
   Histogram* uncertainty_ = nullptr;
   std::vector<Histogram*> shadow_;
 

@@ -28,19 +28,20 @@ struct Wanted {
 
 std::vector<Wanted> TensorsOfLayer(const ControllerSpec& spec, const ModelConfig& c) {
   const std::int64_t heads = c.heads, kv = c.kv_heads, d = c.head_dim, width = spec.width;
-  const std::int64_t scalars = 1 + 4 * c.group(), k = kMechanisms;
+  const std::int64_t scalars = ControlScalars(spec.features, c.group()), k = kMechanisms;
+  const std::int64_t deciders = spec.per_token ? 1 : kv;
   std::vector<Wanted> wanted = {
       {"linear.log_gain", DType::kF32, {heads}},
       {"linear.kappa", DType::kF32, {heads}},
       {"controller.x", DType::kBF16, {width, c.hidden}},
-      {"controller.x_skip", DType::kBF16, {kv, k, c.hidden}},
-      {"controller.scalar_mean", DType::kF32, {kv, scalars}},
-      {"controller.scalar_scale", DType::kF32, {kv, scalars}},
-      {"controller.scalars", DType::kF32, {kv, width, scalars}},
-      {"controller.bias", DType::kF32, {kv, width}},
-      {"controller.out", DType::kF32, {kv, k, width}},
-      {"controller.out_bias", DType::kF32, {kv, k}},
-      {"controller.scalars_skip", DType::kF32, {kv, k, scalars}},
+      {"controller.x_skip", DType::kBF16, {deciders, k, c.hidden}},
+      {"controller.scalar_mean", DType::kF32, {deciders, scalars}},
+      {"controller.scalar_scale", DType::kF32, {deciders, scalars}},
+      {"controller.scalars", DType::kF32, {deciders, width, scalars}},
+      {"controller.bias", DType::kF32, {deciders, width}},
+      {"controller.out", DType::kF32, {deciders, k, width}},
+      {"controller.out_bias", DType::kF32, {deciders, k}},
+      {"controller.scalars_skip", DType::kF32, {deciders, k, scalars}},
   };
   if (spec.feature_map == FeatureMap::kHedgehog) {
     wanted.push_back({"linear.w_q", DType::kBF16, {heads, d, d}});

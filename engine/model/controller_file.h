@@ -6,22 +6,30 @@
 //   base_model {fingerprint (fingerprint.h), layers, hidden, heads, kv_heads, head_dim, vocab}
 //   max_context   longest context it was trained for, tokens
 //   window, sinks, block (64)      the near partial, tokens
-//   window_scope "block", linear_scope "far"
-//   decisions "kv_head", features "retrofit", hidden_width R, activation "gelu_tanh"
+//   window_scope "block" | "exact"   the window begins at a block's first token, or is `window`
+//   long linear_scope "far" | "all"       linear attention reads what the near partial does not,
+//   merged
+//                                    with it; or every position, instead of it
+//   decisions "kv_head" | "token"    token: one for all KV heads
+//   features "retrofit" | "paper"    the scalars (ControlFeatures in kernels/routing_ops.h)
+//   hidden_width R, activation "gelu_tanh"
 //   link "softplus" | "softmax", epsilon (softplus), temperature (softmax)
 //   feature_map "hedgehog" | "elu1"
-//   eta in [0, 1], uncertain_policy "full", cost_weight >= 0
+//   eta in [0, 1] (from 1 on nothing is uncertain), uncertain_policy "full" | "mixture",
+//   cost_weight >= 0
 //   cost_weight_levels   ascending; the levels that elastic routing moves over
-//   offsets [layers][kv_heads][3], mix [layers][kv_heads][3]   full, linear, local; mix sums to 1
+//   offsets [layers][kv_heads][3], mix [layers][kv_heads][3]   full, linear, local; mix sums to 1;
+//                                    with decisions "token" all KV heads of a layer have the same
 //   training      an object of facts for people; not read
-// controller.safetensors, H query heads, K KV heads, g = H / K, d head size, N = 1 + 4 g, names
-// prefixed by layers.L.:
+// controller.safetensors, H query heads, K KV heads, d head size, G = K (decisions "token": 1), N
+// scalars: paper 2, retrofit 1 + 4 H / K (decisions "token": 1, log n); names prefixed by
+// layers.L.:
 //   linear.w_q [H, d, d] bf16, linear.w_k [K, d, d] bf16 (hedgehog only; columns in Hugging Face's
 //   order of a head's dimensions: RoPE pairs i, i + rotary_dim / 2),
 //   linear.log_gain [H], linear.kappa [H],
-//   controller.x [R, D] bf16, controller.x_skip [K, 3, D] bf16,
-//   controller.scalar_mean [K, N], scalar_scale [K, N], scalars [K, R, N], bias [K, R],
-//   out [K, 3, R], out_bias [K, 3], scalars_skip [K, 3, N]                 f32 where not said
+//   controller.x [R, D] bf16, controller.x_skip [G, 3, D] bf16,
+//   controller.scalar_mean [G, N], scalar_scale [G, N], scalars [G, R, N], bias [G, R],
+//   out [G, 3, R], out_bias [G, 3], scalars_skip [G, 3, N]                 f32 where not said
 // kernels/routing_ops.h has the formulas. Ownership: the file stays mapped while the object lives.
 // Thread safe after Open. INVALID_ARGUMENT, NOT_FOUND and UNIMPLEMENTED name the file and the key
 // or tensor: a wrong model, a missing tensor, a wrong shape, NaN, numbers out of range. Cost: every
@@ -49,6 +57,10 @@ struct ControllerSpec {
   std::string name;  // the directory's name
   int max_context = 0;
   int window = 0, sinks = 0;
+  bool exact_window = false;  // else it begins at a block's first token
+  bool linear_all = false;    // linear attention reads every position
+  bool per_token = false;     // decisions; else per KV head
+  ControlFeatures features = ControlFeatures::kRetrofit;
   int width = 0;  // R
   ControllerLink link = ControllerLink::kSoftplus;
   UncertainPolicy uncertain = UncertainPolicy::kFull;

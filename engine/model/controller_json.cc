@@ -124,6 +124,21 @@ absl::Status CheckMix(const std::string& file, const ControllerSpec& spec) {
   return absl::OkStatus();
 }
 
+// One decision for all KV heads has one offset.
+absl::Status CheckShared(const std::string& file, const ControllerSpec& spec) {
+  if (!spec.per_token) return absl::OkStatus();
+  for (const auto& [key, all] : {std::pair("offsets", &spec.offsets), {"mix", &spec.mix}}) {
+    for (std::size_t l = 0; l < all->size(); ++l) {
+      for (std::size_t h = 1; h < (*all)[l].size(); ++h) {
+        if ((*all)[l][h] == (*all)[l][0]) continue;
+        return absl::InvalidArgumentError(absl::StrFormat(
+            "%s: %s[%d][%d] must be that of KV head 0: decisions are per token", file, key, l, h));
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::Status ReadLevels(const std::string& file, const Json& json, ControllerSpec& spec) {
   const Json* levels = JsonMember(json, "cost_weight_levels");
   bool good =
@@ -141,18 +156,28 @@ absl::Status ReadLevels(const std::string& file, const Json& json, ControllerSpe
       kMaxLevels, kMaxCostWeight));
 }
 
+absl::Status ReadFeatures(const ConfigKeys& keys, ControllerSpec& spec) {
+  METATTN_ASSIGN_OR_RETURN(spec.per_token, Choice(keys, "decisions", "kv_head", "token"));
+  METATTN_ASSIGN_OR_RETURN(const bool paper, Choice(keys, "features", "retrofit", "paper"));
+  if (!paper) {
+    // The other retrofit scalars belong to a KV head.
+    spec.features = spec.per_token ? ControlFeatures::kLength : ControlFeatures::kRetrofit;
+    return absl::OkStatus();
+  }
+  spec.features = ControlFeatures::kPaper;
+  if (spec.max_context >= 2) return absl::OkStatus();
+  return keys.Wrong("max_context", "must be at least 2: features 'paper' divide by it less 1");
+}
+
 absl::Status ReadShape(const ConfigKeys& keys, ControllerSpec& spec) {
   METATTN_RETURN_IF_ERROR(Expect(keys, "format", "metattn-controller"));
   METATTN_ASSIGN_OR_RETURN(const std::int64_t version, keys.Int("version", 1, 1 << 20));
   if (version != 1) {
     return keys.Unsupported("version", absl::StrFormat("is %d; this version reads 1", version));
   }
-  METATTN_RETURN_IF_ERROR(Expect(keys, "window_scope", "block"));
-  METATTN_RETURN_IF_ERROR(Expect(keys, "linear_scope", "far"));
-  METATTN_RETURN_IF_ERROR(Expect(keys, "decisions", "kv_head"));
-  METATTN_RETURN_IF_ERROR(Expect(keys, "features", "retrofit"));
   METATTN_RETURN_IF_ERROR(Expect(keys, "activation", "gelu_tanh"));
-  METATTN_RETURN_IF_ERROR(Expect(keys, "uncertain_policy", "full"));
+  METATTN_ASSIGN_OR_RETURN(spec.exact_window, Choice(keys, "window_scope", "block", "exact"));
+  METATTN_ASSIGN_OR_RETURN(spec.linear_all, Choice(keys, "linear_scope", "far", "all"));
   METATTN_ASSIGN_OR_RETURN(const std::int64_t block, keys.Int("block", 1, 1 << 20));
   if (block != kBlockTokens) {
     return keys.Unsupported(
@@ -162,12 +187,14 @@ absl::Status ReadShape(const ConfigKeys& keys, ControllerSpec& spec) {
   METATTN_ASSIGN_OR_RETURN(spec.window, keys.Int("window", 1, 1 << 20));
   METATTN_ASSIGN_OR_RETURN(spec.sinks, keys.Int("sinks", 0, 1 << 20));
   METATTN_ASSIGN_OR_RETURN(spec.width, keys.Int("hidden_width", 1, kMaxWidthOfController));
-  return absl::OkStatus();
+  return ReadFeatures(keys, spec);
 }
 
 absl::Status ReadPolicy(const ConfigKeys& keys, ControllerSpec& spec) {
   METATTN_ASSIGN_OR_RETURN(const bool softmax, Choice(keys, "link", "softplus", "softmax"));
   spec.link = softmax ? ControllerLink::kSoftmax : ControllerLink::kSoftplus;
+  METATTN_ASSIGN_OR_RETURN(const bool mixes, Choice(keys, "uncertain_policy", "full", "mixture"));
+  spec.uncertain = mixes ? UncertainPolicy::kMixture : UncertainPolicy::kFull;
   METATTN_ASSIGN_OR_RETURN(const bool hedgehog, Choice(keys, "feature_map", "elu1", "hedgehog"));
   spec.feature_map = hedgehog ? FeatureMap::kHedgehog : FeatureMap::kEluPlusOne;
   METATTN_ASSIGN_OR_RETURN(const double epsilon, keys.Number("epsilon", 1e-6, 100, 0.01));
@@ -199,6 +226,7 @@ absl::StatusOr<ControllerSpec> ParseControllerJson(std::string_view text, const 
   METATTN_ASSIGN_OR_RETURN(spec.offsets, Triples(file, json, "offsets", config, kMaxOffset));
   METATTN_ASSIGN_OR_RETURN(spec.mix, Triples(file, json, "mix", config, 1.0f));
   METATTN_RETURN_IF_ERROR(CheckMix(file, spec));
+  METATTN_RETURN_IF_ERROR(CheckShared(file, spec));
   return spec;
 }
 

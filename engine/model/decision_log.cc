@@ -14,6 +14,7 @@
 #include "engine/formats/status_macros.h"
 #include "engine/model/decision_source.h"
 #include "kernels/check.h"
+#include "kernels/routing_ops.h"
 
 namespace metattn {
 namespace {
@@ -119,6 +120,12 @@ absl::Status Replay::Load(const std::string& path) {
     for (int layer = 0; layer < layers_; ++layer) {
       for (int h = header.head_begin; h < header.head_end; ++h, ++from) {
         const auto decision = std::to_integer<std::uint8_t>(*from);
+        if (decision == kMixture) {
+          return absl::UnimplementedError(absl::StrFormat(
+              "--replay-decisions: %s: request %d, position %d, layer %d, KV head %d mixed "
+              "mechanisms; a log holds no weights, so mixtures cannot be replayed",
+              path, head.request, head.position, layer, h));
+        }
         if (decision >= kMechanisms) return damaged("holds an unknown mechanism");
         row[static_cast<std::size_t>(std::int64_t{layer} * kv_heads_ + h)] = decision;
       }

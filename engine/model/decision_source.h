@@ -41,7 +41,8 @@ class DecisionSource {
 std::unique_ptr<DecisionSource> ForceShare(double share, Mechanism otherwise, std::uint64_t seed);
 
 // Everything that was recorded into the directory, by however many ranks, for a model of `layers`
-// layers and `kv_heads` KV heads. A row that was not recorded is NOT_FOUND. Keeps all in memory.
+// layers and `kv_heads` KV heads. A row that was not recorded is NOT_FOUND; one that mixed
+// mechanisms is UNIMPLEMENTED, because a log has no weights. Keeps all in memory.
 absl::StatusOr<std::unique_ptr<DecisionSource>> ReplayDecisions(const std::string& directory,
                                                                 int layers, int kv_heads);
 

@@ -15,8 +15,6 @@ namespace {
 
 View Optional(const Buffer& buffer) { return buffer.bytes() == 0 ? View{} : View{&buffer}; }
 
-std::int64_t Scalars(const ModelConfig& c) { return 1 + 4 * c.group(); }
-
 // Bytes [begin, end) of the outermost extent of a tensor.
 std::span<const std::byte> Outer(const TensorInfo& tensor, std::int64_t begin, std::int64_t end) {
   const std::size_t stride = tensor.data.size() / static_cast<std::size_t>(tensor.shape.front());
@@ -43,36 +41,58 @@ std::vector<std::byte> InterleaveColumns(std::span<const std::byte> maps, const 
   return moved;
 }
 
+// `count` copies of the bytes, one after the other.
+std::vector<std::byte> Repeat(std::span<const std::byte> bytes, std::int64_t count) {
+  std::vector<std::byte> all;
+  all.reserve(bytes.size() * static_cast<std::size_t>(count));
+  for (std::int64_t i = 0; i < count; ++i) all.insert(all.end(), bytes.begin(), bytes.end());
+  return all;
+}
+
 bool IsFeatureMap(std::string_view name) { return name == "linear.w_q" || name == "linear.w_k"; }
 
 }  // namespace
 
 std::int64_t MetaController::Bytes(const ControllerSpec& spec, const ModelConfig& c, int heads,
                                    const MetaControllerShape& shape) {
-  const std::int64_t d = c.head_dim, q_heads = std::int64_t{heads} * c.group(), n = Scalars(c);
+  const std::int64_t d = c.head_dim, q_heads = std::int64_t{heads} * c.group();
+  const std::int64_t n = ControlScalars(spec.features, c.group());
   const std::int64_t f = Features(spec.feature_map, c.head_dim);
   const std::int64_t maps =
       spec.feature_map == FeatureMap::kHedgehog ? (q_heads + heads) * d * d * 2 : 0;
   const std::int64_t projection = (spec.width + std::int64_t{3} * heads) * c.hidden * 2;
   const std::int64_t head_weights = heads * (2 * n + spec.width * (n + 4) + 6 + 3 * n);
   const std::int64_t per_layer = maps + projection + 4 * (head_weights + 2 * q_heads);
-  // projected, margin and, for every layer, U; phi(q) and its odds
+  // projected, margin and, for every layer, U and weights; phi(q) and its odds
   const std::int64_t per_row =
-      4 * (spec.width + std::int64_t{4 + c.layers} * heads + q_heads * (f + 1));
+      4 * (spec.width + std::int64_t{4 + (1 + kMechanisms) * c.layers} * heads + q_heads * (f + 1));
   return c.layers * per_layer + shape.max_rows * per_row +
-         std::int64_t{shape.max_sequences} * c.layers * heads *
+         std::int64_t{shape.state_slots} * c.layers * heads *
              StateBytes(static_cast<int>(f), c.head_dim);
 }
 
-Work MetaController::state_work() const {
-  const std::int64_t f = features(), d = config_->head_dim;
-  return {f * d * 4, config_->group() * f * d};
-}
-
-Work MetaController::feature_work() const {
+void MetaController::AddCosts(bool odds, AttentionCosts& costs) const {
   const std::int64_t f = features(), d = config_->head_dim, g = config_->group();
   const bool learned = spec_.feature_map == FeatureMap::kHedgehog;
-  return {(learned ? g * d * d * 2 : 0) + f * 4, g * ((learned ? d * d : 0) + f)};
+  const std::int64_t map = learned ? d * d : 0;
+  costs.state_tokens = state_tokens();
+  costs.linear_all = spec_.linear_all;
+  costs.linear_begin = spec_.linear_all ? 0 : spec_.sinks;
+  costs.state = {f * d * 4, g * f * d};
+  costs.key_value = {d * 2, g * (f + d)};  // similarity again, then V
+  if (!odds) return;
+  costs.features = {(learned ? g * d * d * 2 : 0) + f * 4, g * (map + f)};
+  costs.key = {d * 2, map + g * f};
+}
+
+float MetaController::state_tokens() const {
+  return static_cast<float>(StateBytes(features(), config_->head_dim)) /
+         static_cast<float>(4 * config_->head_dim);
+}
+
+View MetaController::weights(int layer, std::int64_t tokens) const {
+  return {&weights_,
+          static_cast<std::size_t>(layer * tokens * heads_) * kMechanisms * sizeof(float)};
 }
 
 absl::StatusOr<std::unique_ptr<MetaController>> MetaController::Create(
@@ -112,6 +132,10 @@ absl::Status MetaController::LoadLayer(const ControllerFile& file, int index, co
   for (const auto& w : wanted) {
     const TensorInfo* tensor = file.Find(index, w.name);
     if (tensor == nullptr) continue;  // elu1 has no maps
+    if (spec_.per_token && std::string_view(w.name).starts_with("controller.")) {
+      METATTN_ASSIGN_OR_RETURN(*w.to, UploadBytes(Repeat(tensor->data, h1 - h0), device));
+      continue;
+    }
     const std::span<const std::byte> part = Outer(*tensor, w.begin, w.end);
     if (config_->rope_interleaved && IsFeatureMap(w.name)) {
       METATTN_ASSIGN_OR_RETURN(*w.to, UploadBytes(InterleaveColumns(part, *config_), device));
@@ -126,12 +150,20 @@ absl::Status MetaController::LoadLayer(const ControllerFile& file, int index, co
     offsets.insert(offsets.end(), o.begin(), o.end());
   }
   METATTN_ASSIGN_OR_RETURN(layer.offset, UploadFloats(offsets, device));
+  return LoadProjection(file, index, slice);
+}
+
+absl::Status MetaController::LoadProjection(const ControllerFile& file, int index,
+                                            const Slice& slice) {
   const TensorInfo* x = file.Find(index, "controller.x");
   const TensorInfo* skip = file.Find(index, "controller.x_skip");
   const std::int64_t stride = config_->hidden * 2;
-  const MatrixPart parts[] = {
-      {DType::kBF16, x->data.data(), spec_.width, stride},
-      {DType::kBF16, Outer(*skip, h0, h1).data(), (h1 - h0) * kMechanisms, stride}};
+  std::vector<MatrixPart> parts = {{DType::kBF16, x->data.data(), spec_.width, stride}};
+  for (std::int64_t h = slice.head_begin; h < slice.head_end; ++h) {
+    const std::int64_t from = spec_.per_token ? 0 : h;
+    parts.push_back({DType::kBF16, Outer(*skip, from, from + 1).data(), kMechanisms, stride});
+  }
+  Layer& layer = layers_[static_cast<std::size_t>(index)];
   METATTN_ASSIGN_OR_RETURN(layer.project, kernels_->Pack(parts, config_->hidden));
   return absl::OkStatus();
 }
@@ -143,11 +175,12 @@ absl::Status MetaController::Allocate() {
     Buffer* buffer;
     std::int64_t bytes;
   } wanted[] = {
-      {&states_, shape_.max_sequences * counters * StateBytes(features(), config_->head_dim)},
+      {&states_, shape_.state_slots * counters * StateBytes(features(), config_->head_dim)},
       {&projected_, rows * (spec_.width + std::int64_t{3} * heads_) * 4},
       {&phi_q_, rows * q_heads * features() * 4},
       {&lse_far_, rows * q_heads * 4},
       {&uncertainty_, rows * counters * 4},
+      {&weights_, rows * counters * kMechanisms * 4},
       {&margin_, rows * heads_ * 4},
   };
   for (const auto& w : wanted) {
@@ -155,6 +188,29 @@ absl::Status MetaController::Allocate() {
                              kernels_->device().Allocate(static_cast<std::size_t>(w.bytes)));
   }
   return absl::OkStatus();
+}
+
+void MetaController::CopyState(std::int32_t from, std::int32_t to, Stream& stream) {
+  if (from == to) return;
+  const std::int64_t bytes =
+      std::int64_t{config_->layers} * heads_ * StateBytes(features(), config_->head_dim);
+  const auto place = [&](std::int32_t slot) {
+    return View{&states_, static_cast<std::size_t>(slot * bytes)};
+  };
+  kernels_->device().Copy(place(from), place(to), static_cast<std::size_t>(bytes), stream);
+}
+
+void MetaController::BeginStep(const StepPlan& plan, Stream& stream) {
+  marks_.clear();
+  for (const StepSequence& s : plan.sequences) {
+    if (s.state_load >= 0) CopyState(s.state_load, s.state_slot, stream);
+  }
+}
+
+void MetaController::EndStep(const StepPlan& plan, Stream& stream) {
+  for (const StepSequence& s : plan.sequences) {
+    if (s.state_save >= 0) CopyState(s.state_slot, s.state_save, stream);
+  }
 }
 
 LinearShape MetaController::Shape(int layer, const Inputs& in) const {
@@ -193,8 +249,8 @@ void MetaController::Decide(int index, const Inputs& in, View decisions, Stream&
                      .heads = heads_,
                      .group = config_->group(),
                      .width = spec_.width,
-                     .state_tokens = static_cast<float>(StateBytes(features(), config_->head_dim)) /
-                                     static_cast<float>(4 * config_->head_dim),
+                     .state_tokens = state_tokens(),
+                     .features = spec_.features,
                      .link = spec_.link,
                      .uncertain = spec_.uncertain,
                      .epsilon = spec_.epsilon,
@@ -203,6 +259,9 @@ void MetaController::Decide(int index, const Inputs& in, View decisions, Stream&
                      .near = in.near,
                      .near_stats = in.near_stats,
                      .lse_far = {&lse_far_},
+                     .x = in.x,
+                     .dim = config_->hidden,
+                     .last_position = spec_.max_context - 1,
                      .scalar_mean = {&layer.scalar_mean},
                      .scalar_scale = {&layer.scalar_scale},
                      .scalars = {&layer.scalars},
@@ -216,7 +275,8 @@ void MetaController::Decide(int index, const Inputs& in, View decisions, Stream&
                      .eta = in.batch->eta(),
                      .decisions = decisions,
                      .uncertainty = {&uncertainty_, cell},
-                     .margin = {&margin_}},
+                     .margin = {&margin_},
+                     .weights = weights(index, rows.tokens)},
                     stream);
   marks_.emplace_back(begin, stream.Mark());
 }
@@ -226,7 +286,8 @@ void MetaController::FarLinear(int index, const Inputs& in, const WorkList& list
                        .phi_q = {&phi_q_},
                        .lse_far = {&lse_far_},
                        .list = list,
-                       .partial = in.near},
+                       .partial = in.near,
+                       .alone = spec_.linear_all},
                       stream);
 }
 

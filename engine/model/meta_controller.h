@@ -23,7 +23,7 @@ namespace metattn {
 
 struct MetaControllerShape {
   int max_rows = 0;
-  int max_sequences = 0;  // slots of linear states
+  int state_slots = 0;  // of linear states, snapshots included
 };
 
 class MetaController {
@@ -47,7 +47,10 @@ class MetaController {
     View near_stats;  // [T, H*g, 2] f32
   };
 
-  void BeginStep() { marks_.clear(); }
+  // Brings the snapshots that the plan names into the slots of their sequences.
+  void BeginStep(const StepPlan& plan, Stream& stream);
+  // Keeps the states that the plan wants kept.
+  void EndStep(const StepPlan& plan, Stream& stream);
   // Time of the projections and decisions since BeginStep; the stream must have been waited for.
   double Seconds(const Stream& stream) const;
   // Advances the states to the step's first rows and computes what linear attention would weigh.
@@ -62,12 +65,17 @@ class MetaController {
 
   // U per (layer, row, KV head) of the step so far, [layers, T, H] f32; zero where not routed.
   View uncertainty() const { return View{&uncertainty_}; }
+  // softmax(score), [layers, T, H, 3] f32; likewise.
+  View weights() const { return View{&weights_}; }
+  // Of one layer.
+  View weights(int layer, std::int64_t tokens) const;
 
-  // Of a row that chose linear (S), and of every eligible row (feature maps and z), per KV head.
-  Work state_work() const;
-  Work feature_work() const;
+  // What linear attention costs, per KV head. `odds`: they were taken in this step.
+  void AddCosts(bool odds, AttentionCosts& costs) const;
 
  private:
+  void CopyState(std::int32_t from, std::int32_t to, Stream& stream);
+
   struct Layer {
     std::unique_ptr<Matrix> project;  // [R + 3H, D]: W_x, then the skips of this rank's heads
     Buffer w_q, w_k;                  // bf16
@@ -81,6 +89,8 @@ class MetaController {
   absl::Status LoadLayer(const ControllerFile& file, int index, const Slice& slice);
   absl::Status Allocate();
   LinearShape Shape(int layer, const Inputs& in) const;
+  absl::Status LoadProjection(const ControllerFile& file, int index, const Slice& slice);
+  float state_tokens() const;  // what reading a state costs, in tokens of K/V
   int features() const { return Features(spec_.feature_map, config_->head_dim); }
 
   ControllerSpec spec_;
@@ -95,6 +105,7 @@ class MetaController {
   Buffer phi_q_;        // [T, H*g, f] f32
   Buffer lse_far_;      // [T, H*g] f32
   Buffer uncertainty_;  // [layers, T, H] f32
+  Buffer weights_;      // [layers, T, H, 3] f32
   Buffer margin_;       // [T, H] f32, reused by every layer; nobody reads it yet
 };
 

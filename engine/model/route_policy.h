@@ -22,7 +22,7 @@ struct RoutePolicy {
   Route route = Route::kFull;
   // Of kRouted only; both zero for forced routes, so that equal policies compare equal.
   float cost_weight = 0;  // lambda >= 0
-  float eta = 0;          // in [0, 1]
+  float eta = 0;          // in [0, 1]; from 1 on no row counts as uncertain
 
   bool operator==(const RoutePolicy&) const = default;
 };

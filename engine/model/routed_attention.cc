@@ -20,11 +20,14 @@ ShadowShape ShadowShapeOf(const ModelConfig& c, const RoutedAttentionShape& s) {
 std::int64_t RoutedAttention::ScratchBytes(const ModelConfig& config,
                                            const RoutedAttentionShape& shape) {
   const std::int64_t rows = shape.max_rows, heads = QueryHeads(config, shape);
-  const std::int64_t per_row =
-      heads * config.head_dim * 8 + heads * 16 + std::int64_t{shape.heads} * (8 + shape.layers);
+  // q and the partial; perhaps statistics; perhaps the kept partial and the sum.
+  const std::int64_t per_head = config.head_dim * 8 + 8 + (shape.near_stats ? 8 : 0) +
+                                (shape.mixtures ? config.head_dim * 8 + 8 : 0);
+  const std::int64_t per_row = heads * per_head + std::int64_t{shape.heads} * (8 + shape.layers);
+  const std::int64_t lists = std::int64_t{shape.heads} * 8;
   const std::int64_t shadow =
       shape.max_shadow_rows > 0 ? ShadowCheck::Bytes(ShadowShapeOf(config, shape)) : 0;
-  return rows * per_row + std::int64_t{shape.max_context} * config.rotary_dim * 4 + shadow;
+  return rows * per_row + lists + std::int64_t{shape.max_context} * config.rotary_dim * 4 + shadow;
 }
 
 std::int64_t RoutedAttention::BytesPerBlock(const ModelConfig& config,
@@ -60,7 +63,11 @@ absl::Status RoutedAttention::Allocate() {
       {&o_, rows * heads * config_->head_dim * 4},
       {&m_, rows * heads * 4},
       {&l_, rows * heads * 4},
-      {&near_stats_, controller_ == nullptr ? 0 : rows * heads * 8},
+      {&near_stats_, shape_.near_stats ? rows * heads * 8 : 0},
+      {&kept_o_, shape_.mixtures ? rows * heads * config_->head_dim * 4 : 0},
+      {&kept_m_, shape_.mixtures ? rows * heads * 4 : 0},
+      {&kept_l_, shape_.mixtures ? rows * heads * 4 : 0},
+      {&mixed_, shape_.mixtures ? rows * heads * config_->head_dim * 4 : 0},
       {&decisions_, std::int64_t{shape_.layers} * rows * shape_.heads},
       {&list_rows_, 2 * rows * shape_.heads * 4},
       {&list_counts_, std::int64_t{2} * shape_.heads * 4},
@@ -113,7 +120,7 @@ View RoutedAttention::Decisions(int layer, const StepBatch& batch) const {
 
 MetaController::Inputs RoutedAttention::ControllerInputs(int layer, const StepBatch& batch,
                                                          const Io& io) const {
-  return {&batch, Pages(layer), io.x, {&q_}, {{&o_}, {&m_}, {&l_}}, {&near_stats_}};
+  return {&batch, Pages(layer), io.x, {&q_}, partial(), {&near_stats_}};
 }
 
 DecisionRows RoutedAttention::RowsOf(const StepBatch& batch) const {
@@ -128,6 +135,11 @@ DecisionRows RoutedAttention::RowsOf(const StepBatch& batch) const {
 // Decisions from elsewhere may ask for linear attention whatever the policies say.
 bool RoutedAttention::NeedsOdds(const StepBatch& batch) const {
   return controller_ != nullptr && (shape_.source != nullptr || batch.needs_controller());
+}
+
+// Decisions from elsewhere never mix.
+bool RoutedAttention::Mixes(const StepBatch& batch) const {
+  return shape_.mixtures && shape_.source == nullptr && batch.needs_controller();
 }
 
 absl::Status RoutedAttention::BeginStep(const StepBatch& batch, Stream& stream) {
@@ -153,22 +165,39 @@ void RoutedAttention::Decide(int layer, const StepBatch& batch, const Io& io, St
   }
 }
 
+void RoutedAttention::Mix(Mechanism step, int layer, const StepBatch& batch, Stream& stream) {
+  kernels_->Mix({.tokens = batch.rows().tokens,
+                 .heads = shape_.heads,
+                 .group = config_->group(),
+                 .head_dim = config_->head_dim,
+                 .step = step,
+                 .decisions = Decisions(layer, batch),
+                 .weights = controller_->weights(layer, batch.rows().tokens),
+                 .partial = partial(),
+                 .kept = {{&kept_o_}, {&kept_m_}, {&kept_l_}},
+                 .sum = {&mixed_}},
+                stream);
+}
+
 void RoutedAttention::Far(int layer, const StepBatch& batch, const Io& io, Stream& stream) {
   const AttentionRows& rows = batch.rows();
   const View decisions = Decisions(layer, batch);
-  const Partial partial = {{&o_}, {&m_}, {&l_}};
   const float scale = 1.0f / std::sqrt(static_cast<float>(config_->head_dim));
   const WorkList full = List(Mechanism::kFull), linear = List(Mechanism::kLinear);
-  kernels_->Compact({rows, shape_.heads, Mechanism::kFull, decisions, full}, stream);
-  kernels_->FarFull({rows, Pages(layer), config_->group(), scale, {&q_}, full, partial}, stream);
+  const bool mixes = Mixes(batch);
+  if (mixes) Mix(Mechanism::kLocal, layer, batch, stream);
+  kernels_->Compact({rows, shape_.heads, Mechanism::kFull, mixes, decisions, full}, stream);
+  kernels_->FarFull({rows, Pages(layer), config_->group(), scale, {&q_}, full, partial()}, stream);
   if (controller_ == nullptr) return;
-  kernels_->Compact({rows, shape_.heads, Mechanism::kLinear, decisions, linear}, stream);
+  if (mixes) Mix(Mechanism::kFull, layer, batch, stream);
+  kernels_->Compact({rows, shape_.heads, Mechanism::kLinear, mixes, decisions, linear}, stream);
   const MetaController::Inputs in = ControllerInputs(layer, batch, io);
   if (NeedsOdds(batch)) {
     controller_->FarLinear(layer, in, linear, stream);
   } else {
     controller_->FollowOnly(layer, in, linear, stream);
   }
+  if (mixes) Mix(Mechanism::kLinear, layer, batch, stream);
 }
 
 void RoutedAttention::Layer(int layer, const LayerWeights& weights, const StepBatch& batch,
@@ -177,7 +206,6 @@ void RoutedAttention::Layer(int layer, const LayerWeights& weights, const StepBa
   const ModelConfig& c = *config_;
   auto optional = [](const Buffer& b) { return b.bytes() == 0 ? View{} : View{&b}; };
   const PageTable pages = Pages(layer);
-  const Partial partial = {{&o_}, {&m_}, {&l_}};
   const float scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
 
   kernels_->RopeAppend({.rows = rows,
@@ -192,14 +220,16 @@ void RoutedAttention::Layer(int layer, const LayerWeights& weights, const StepBa
                         .interleaved = c.rope_interleaved,
                         .q = {&q_}},
                        stream);
-  const View stats = batch.needs_controller() ? View{&near_stats_} : View{};
-  const NearArgs near = {rows, pages, c.group(), scale, {&q_}, partial, stats};
+  const bool wanted = shape_.near_stats && batch.needs_controller();
+  const View stats = wanted ? View{&near_stats_} : View{};
+  const NearArgs near = {rows, pages, c.group(), scale, {&q_}, partial(), stats};
   kernels_->Near(near, stream);
   if (shadow_ != nullptr) shadow_->Full(layer, batch, near, stream);
   Decide(layer, batch, io, stream);
   Far(layer, batch, io, stream);
   kernels_->Normalize(
-      {partial, rows.tokens, static_cast<int>(QueryHeads(c, shape_)), c.head_dim, io.out}, stream);
+      {partial(), rows.tokens, static_cast<int>(QueryHeads(c, shape_)), c.head_dim, io.out},
+      stream);
   if (shadow_ != nullptr) shadow_->Routed(layer, batch, io.out, stream);
 }
 
@@ -207,29 +237,32 @@ absl::StatusOr<StepRouting> RoutedAttention::EndStep(const StepBatch& batch, Str
   const auto cells = static_cast<std::size_t>(shape_.layers * batch.rows().tokens * shape_.heads);
   const bool decided = shape_.source == nullptr && batch.needs_controller();
   std::vector<std::uint8_t> decisions(cells);
-  std::vector<float> uncertainty(decided ? cells : 0);
+  std::vector<float> uncertainty(decided ? cells : 0), weights(uncertainty.size() * kMechanisms);
   Device& device = kernels_->device();
   device.CopyOut(View{&decisions_}, decisions.data(), cells, stream);
-  if (decided) device.CopyOut(controller_->uncertainty(), uncertainty.data(), cells * 4, stream);
+  if (decided) {
+    device.CopyOut(controller_->uncertainty(), uncertainty.data(), cells * 4, stream);
+    device.CopyOut(controller_->weights(), weights.data(), weights.size() * 4, stream);
+  }
   if (absl::Status s = stream.Synchronize(); !s.ok()) return s;
   if (shape_.recorder != nullptr) {
     if (absl::Status s = shape_.recorder->Record(RowsOf(batch), decisions); !s.ok()) return s;
   }
   const std::int64_t d = config_->head_dim, g = config_->group();
   AttentionCosts costs = {.token = {d * 4, g * d * 2}, .sinks = batch.rows().sinks};
-  if (controller_ != nullptr) {
-    costs.state = controller_->state_work();
-    if (NeedsOdds(batch)) costs.features = controller_->feature_work();
-  }
+  if (controller_ != nullptr) controller_->AddCosts(NeedsOdds(batch), costs);
   StepRouting routing = CountRouting({.layers = shape_.layers,
                                       .heads = shape_.heads,
                                       .sequences = batch.rows().sequences,
                                       .costs = costs,
                                       .position = batch.positions(),
                                       .far_end = batch.far_ends(),
+                                      .linear_end = batch.linear_ends(),
                                       .sequence = batch.sequences(),
+                                      .eligible = batch.eligible(),
                                       .decisions = decisions,
                                       .uncertainty = uncertainty,
+                                      .weights = weights,
                                       .routed = batch.routed()});
   if (shadow_ != nullptr) {
     absl::StatusOr<std::vector<ShadowErrors>> errors = shadow_->EndStep(batch, stream);

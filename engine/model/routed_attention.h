@@ -4,7 +4,7 @@
 // Owns the scratch of one step and the K/V pages of every layer; borrows Kernels and, where the
 // model has one, the MetaController that decides. Without it rows go where their policy forces them
 // (full or local). One caller. Cost: the near partial for every row, far pages only for rows whose
-// decision is full (design section 3).
+// decision is full (design section 3); rows that mix pay for all three mechanisms.
 #pragma once
 
 #include <cstdint>
@@ -33,6 +33,8 @@ struct RoutedAttentionShape {
   DecisionSource* source = nullptr;      // decides instead of policies; borrowed
   DecisionRecorder* recorder = nullptr;  // borrowed
   int max_shadow_rows = 0;               // of a step; 0: the quality watch is off
+  bool near_stats = false;               // the controller wants statistics of the near partial
+  bool mixtures = false;                 // uncertain rows mix
 };
 
 class RoutedAttention {
@@ -73,6 +75,9 @@ class RoutedAttention {
   MetaController::Inputs ControllerInputs(int layer, const StepBatch& batch, const Io& io) const;
   DecisionRows RowsOf(const StepBatch& batch) const;
   bool NeedsOdds(const StepBatch& batch) const;
+  bool Mixes(const StepBatch& batch) const;
+  void Mix(Mechanism step, int layer, const StepBatch& batch, Stream& stream);
+  Partial partial() const { return {{&o_}, {&m_}, {&l_}}; }
   View Decisions(int layer, const StepBatch& batch) const;
 
   const ModelConfig* config_;
@@ -83,7 +88,9 @@ class RoutedAttention {
   Buffer cos_sin_;                       // [max_context, rotary_dim / 2, 2] f32
   Buffer q_;                             // [T, H*g, d] f32
   Buffer o_, m_, l_;                     // partial triple
-  Buffer near_stats_;                    // [T, H*g, 2] f32, with a controller
+  Buffer near_stats_;                    // [T, H*g, 2] f32, if the controller wants them
+  Buffer kept_o_, kept_m_, kept_l_;      // P0 of rows that mix, while another mechanism is computed
+  Buffer mixed_;                         // [T, H*g, d] f32: their sum so far
   Buffer decisions_;                     // [layers, T, H] u8
   std::unique_ptr<ShadowCheck> shadow_;  // null: off
   std::vector<std::uint8_t> given_;      // decisions of the source, [layers, T, H]

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/routing_ops.h"
+
 namespace metattn {
 namespace {
 
@@ -34,8 +36,11 @@ void RoutingCounts::Add(const RoutingCounts& other) {
   flops += other.flops;
   flops_dense += other.flops_dense;
   for (std::size_t k = 0; k < rows.size(); ++k) rows[k] += other.rows[k];
+  mixture_rows += other.mixture_rows;
   routed_rows += other.routed_rows;
   uncertainty += other.uncertainty;
+  for (std::size_t k = 0; k < weights.size(); ++k) weights[k] += other.weights[k];
+  expected_cost += other.expected_cost;
 }
 
 StepRouting StepRouting::Zero(std::size_t layers, std::size_t sequences, std::size_t shadow) {
@@ -87,6 +92,65 @@ bool StepRouting::Merge(std::span<const std::byte> message) {
   return true;
 }
 
+namespace {
+
+// What is the same for all layers and heads of a row.
+struct RowShape {
+  std::int64_t tokens = 0;  // n
+  std::int64_t far = 0;     // of those, in the far span
+  std::int64_t beside = 0;  // keys that linear attention reads beside the state
+  bool eligible = false;
+};
+
+RowShape ShapeOf(const CountArgs& a, std::size_t t) {
+  RowShape row = {.tokens = a.position[t] + 1, .eligible = a.eligible[t] != 0};
+  row.far = std::max(0, a.far_end[t] - a.costs.sinks);
+  const std::int32_t end = a.linear_end[t];
+  row.beside = std::max(0, end - std::max(a.costs.linear_begin, end / kBlockTokens * kBlockTokens));
+  return row;
+}
+
+// What one eligible row and KV head read beyond the near partial.
+void SpendOnDecision(const AttentionCosts& costs, const RowShape& row, std::uint8_t decision,
+                     RoutingCounts& counts) {
+  Spend(counts, costs.features, 1);
+  Spend(counts, costs.key, row.beside);
+  const bool mixture = decision == kMixture;
+  if (mixture || decision == static_cast<std::uint8_t>(Mechanism::kFull)) {
+    Spend(counts, costs.token, row.far);
+  }
+  if (mixture || decision == static_cast<std::uint8_t>(Mechanism::kLinear)) {
+    Spend(counts, costs.state, 1);
+    Spend(counts, costs.key_value, row.beside);
+  }
+  if (mixture) {
+    ++counts.mixture_rows;
+  } else {
+    ++counts.rows[decision];
+  }
+}
+
+// c_k of ControlArgs.
+std::array<double, kMechanisms> CostsOf(const AttentionCosts& costs, const RowShape& row) {
+  const auto n = static_cast<double>(row.tokens), near = static_cast<double>(row.tokens - row.far);
+  const double linear = costs.state_tokens + (costs.linear_all ? 0 : near);
+  return {1.0, std::min(1.0, linear / n), near / n};
+}
+
+// What the meta-controller said of one row and KV head.
+void AddDecided(const CountArgs& a, const RowShape& row, std::size_t cell, RoutingCounts& counts) {
+  ++counts.routed_rows;
+  counts.uncertainty += a.uncertainty[cell];
+  const std::array<double, kMechanisms> costs = CostsOf(a.costs, row);
+  for (std::size_t k = 0; k < costs.size(); ++k) {
+    const double weight = a.weights[cell * kMechanisms + k];
+    counts.weights[k] += weight;
+    counts.expected_cost += weight * costs[k];
+  }
+}
+
+}  // namespace
+
 StepRouting CountRouting(const CountArgs& a) {
   StepRouting routing;
   routing.layers.resize(static_cast<std::size_t>(a.layers));
@@ -95,24 +159,17 @@ StepRouting CountRouting(const CountArgs& a) {
   std::size_t at = 0;  // (layer, row, head)
   for (RoutingCounts& layer : routing.layers) {
     for (std::size_t t = 0; t < a.position.size(); ++t) {
-      const std::int64_t n = a.position[t] + 1, far = a.far_end[t] - a.costs.sinks;
-      const bool eligible = far > 0;
+      const RowShape shape = ShapeOf(a, t);
       RoutingCounts row;
       for (int h = 0; h < a.heads; ++h, ++at) {
-        row.bytes_dense += n * a.costs.token.bytes;
-        row.flops_dense += n * a.costs.token.flops;
-        Spend(row, a.costs.token, eligible ? n - far : n);
-        if (!eligible) continue;
-        Spend(row, a.costs.features, 1);
-        const auto mechanism = static_cast<Mechanism>(a.decisions[at]);
-        ++row.rows[a.decisions[at]];
-        if (mechanism == Mechanism::kFull) Spend(row, a.costs.token, far);
-        if (mechanism == Mechanism::kLinear) Spend(row, a.costs.state, 1);
+        row.bytes_dense += shape.tokens * a.costs.token.bytes;
+        row.flops_dense += shape.tokens * a.costs.token.flops;
+        Spend(row, a.costs.token, shape.eligible ? shape.tokens - shape.far : shape.tokens);
+        if (!shape.eligible) continue;
+        SpendOnDecision(a.costs, shape, a.decisions[at], row);
         if (!decided || a.routed[t] == 0) continue;
-        const float u = a.uncertainty[at];
-        ++row.routed_rows;
-        row.uncertainty += u;
-        const int bucket = static_cast<int>(u * kUncertaintyBuckets);
+        AddDecided(a, shape, at, row);
+        const int bucket = static_cast<int>(a.uncertainty[at] * kUncertaintyBuckets);
         ++routing
               .histogram[static_cast<std::size_t>(std::clamp(bucket, 0, kUncertaintyBuckets - 1))];
       }

@@ -1,4 +1,5 @@
-// What attention did in a step: rows per mechanism, bytes, uncertainty; per layer and per sequence.
+// What attention did in a step: rows per mechanism, bytes, uncertainty, soft shares; per layer and
+// per sequence.
 //
 // Counted on the host from the decisions of a rank's KV heads, per (row, KV head, layer), whatever
 // a tile shares. Pure. Cost: one pass over rows x KV heads x layers.
@@ -24,11 +25,14 @@ struct RoutingCounts {
   std::int64_t bytes_dense = 0;  // the same rows, were all of them full
   std::int64_t flops = 0;        // multiplications: scores, values, states, feature maps
   std::int64_t flops_dense = 0;
-  std::array<std::int64_t, kMechanisms> rows = {};  // eligible ones (their far span is not empty)
-  std::int64_t routed_rows = 0;                     // of those, decided by the meta-controller
-  double uncertainty = 0;                           // sum of U over routed_rows
+  std::array<std::int64_t, kMechanisms> rows = {};  // eligible ones that one mechanism served
+  std::int64_t mixture_rows = 0;                    // eligible ones that got all three, weighted
+  std::int64_t routed_rows = 0;  // of all eligible ones, decided by the meta-controller
+  double uncertainty = 0;        // sum of U over routed_rows
+  std::array<double, kMechanisms> weights = {};  // sums of softmax(score) over routed_rows
+  double expected_cost = 0;  // sum over routed_rows of sum_k weight_k c_k, c_k as in ControlArgs
 
-  std::int64_t eligible() const { return rows[0] + rows[1] + rows[2]; }
+  std::int64_t eligible() const { return rows[0] + rows[1] + rows[2] + mixture_rows; }
   void Add(const RoutingCounts& other);
 };
 
@@ -57,18 +61,25 @@ struct Work {
 
 // What a row costs, per KV head with its query group.
 struct AttentionCosts {
-  Work token;     // K and V of one token
-  Work state;     // a linear state: of a row that chose linear
-  Work features;  // feature maps and z: of every eligible row; none when no row may be linear
+  Work token;      // K and V of one token
+  Work state;      // a linear state: of a row that chose linear
+  Work features;   // feature maps and z: of every eligible row; none when no row may be linear
+  Work key;        // a key that linear attention reads beside the state: likewise
+  Work key_value;  // the same key's value: of a row that chose linear
   int sinks = 0;
+  int linear_begin = 0;     // linear attention reads [linear_begin, linear_end)
+  bool linear_all = false;  // every row is eligible
+  double state_tokens = 0;  // a state's bytes in tokens, as the meta-controller counts
 };
 
 struct CountArgs {
   int layers = 0, heads = 0, sequences = 0;
   AttentionCosts costs;
-  std::span<const std::int32_t> position, far_end, sequence;  // [T]
-  std::span<const std::uint8_t> decisions;  // [layers, T, heads] values of Mechanism
+  std::span<const std::int32_t> position, far_end, linear_end, sequence;  // [T]
+  std::span<const std::uint8_t> eligible;   // [T] non-zero: there was something to decide
+  std::span<const std::uint8_t> decisions;  // [layers, T, heads] of Mechanism, or kMixture
   std::span<const float> uncertainty;       // [layers, T, heads]; empty: nothing was routed
+  std::span<const float> weights;           // [layers, T, heads, 3]; likewise
   std::span<const std::uint8_t> routed;     // [T] non-zero: the controller decided
 };
 StepRouting CountRouting(const CountArgs& args);

@@ -15,16 +15,18 @@ absl::Status TooMany(const char* what, std::int64_t has, std::int64_t limit) {
 
 }  // namespace
 
-std::int32_t NearBegin(std::int32_t position, int window) {
-  return std::max(0, position - window + 1) / kBlockTokens * kBlockTokens;
+std::int32_t NearBegin(std::int32_t position, int window, bool exact) {
+  const std::int32_t first = std::max(0, position - window + 1);
+  return exact ? first : first / kBlockTokens * kBlockTokens;
 }
 
 absl::StatusOr<std::unique_ptr<StepBatch>> StepBatch::Create(const StepBatchLimits& limits,
                                                              Device& device) {
   std::unique_ptr<StepBatch> batch(new StepBatch(limits, device));
   const std::int64_t blocks_per_sequence = (limits.max_context + kBlockTokens - 1) / kBlockTokens;
-  const std::int64_t ints = std::int64_t{limits.max_rows} * 5 + 4 * (limits.max_sequences + 1) +
-                            limits.max_logit_rows + limits.max_sequences * blocks_per_sequence;
+  const std::int64_t ints = std::int64_t{limits.max_rows} * (limits.linear_all ? 6 : 5) +
+                            4 * (limits.max_sequences + 1) + limits.max_logit_rows +
+                            limits.max_sequences * blocks_per_sequence;
   absl::StatusOr<Buffer> buffer =
       device.Allocate(static_cast<std::size_t>(ints) * sizeof(std::int32_t));
   if (!buffer.ok()) return buffer.status();
@@ -50,8 +52,10 @@ absl::Status StepBatch::CheckStates(const StepPlan& plan) const {
   }
   std::vector<bool> taken(static_cast<std::size_t>(limits_.state_slots));
   for (const StepSequence& s : plan.sequences) {
-    if (s.state_slot >= limits_.state_slots) {
-      return TooMany("as state slot", s.state_slot, limits_.state_slots - 1);
+    for (const std::int32_t slot : {s.state_slot, s.state_load, s.state_save}) {
+      if (slot >= limits_.state_slots) {
+        return TooMany("as state slot", slot, limits_.state_slots - 1);
+      }
     }
     if (taken[static_cast<std::size_t>(s.state_slot)]) {
       return absl::InvalidArgumentError(
@@ -91,11 +95,17 @@ absl::Status StepBatch::Check(const StepPlan& plan) const {
   return absl::OkStatus();
 }
 
+std::int32_t StepBatch::LinearEnd(std::int32_t position) const {
+  if (limits_.linear_all) return position + 1;
+  return NearBegin(position, limits_.window, limits_.exact_window);
+}
+
 void StepBatch::FillRows(const StepPlan& plan) {
-  for (std::vector<std::int32_t>* v :
-       {&position_, &sequence_, &near_begin_, &far_end_, &blocks_, &state_slot_, &state_end_}) {
+  for (std::vector<std::int32_t>* v : {&position_, &sequence_, &near_begin_, &far_end_,
+                                       &linear_end_, &blocks_, &state_slot_, &state_end_}) {
     v->clear();
   }
+  const AttentionRows rule = {.sinks = limits_.sinks, .linear_all = limits_.linear_all};
   request_.clear();
   eligible_.clear();
   row_begin_.assign(1, 0);
@@ -103,13 +113,14 @@ void StepBatch::FillRows(const StepPlan& plan) {
   for (std::size_t i = 0; i < plan.sequences.size(); ++i) {
     const StepSequence& s = plan.sequences[i];
     for (std::int32_t t = s.start; t < s.start + s.rows; ++t) {
-      const std::int32_t begin = NearBegin(t, limits_.window);
+      const std::int32_t begin = NearBegin(t, limits_.window, limits_.exact_window);
       position_.push_back(t);
       sequence_.push_back(static_cast<std::int32_t>(i));
       near_begin_.push_back(begin);
       far_end_.push_back(begin);
+      linear_end_.push_back(LinearEnd(t));
       request_.push_back(s.id);
-      eligible_.push_back(begin > limits_.sinks ? 1 : 0);
+      eligible_.push_back(rule.Eligible(begin) ? 1 : 0);
     }
     const std::size_t needed = (s.start + s.rows + kBlockTokens - 1) / kBlockTokens;
     blocks_.insert(blocks_.end(), s.blocks.begin(),
@@ -117,7 +128,8 @@ void StepBatch::FillRows(const StepPlan& plan) {
     row_begin_.push_back(static_cast<std::int32_t>(position_.size()));
     table_begin_.push_back(static_cast<std::int32_t>(blocks_.size()));
     state_slot_.push_back(s.state_slot);
-    state_end_.push_back(s.state_position < 0 ? 0 : NearBegin(s.state_position, limits_.window));
+    const std::int32_t held = s.state_position < 0 ? 0 : LinearEnd(s.state_position);
+    state_end_.push_back(held / kBlockTokens * kBlockTokens);
   }
 }
 
@@ -162,8 +174,9 @@ absl::Status StepBatch::Load(const StepPlan& plan, Stream& stream) {
            .table_begin = {&ints_, place(table_begin_)},
            .blocks = {&ints_, place(blocks_)},
            .sinks = limits_.sinks};
-  rows_.linear_end = rows_.far_end;
-  rows_.linear_begin = limits_.sinks;
+  rows_.linear_all = limits_.linear_all;
+  rows_.linear_begin = limits_.linear_all ? 0 : limits_.sinks;
+  rows_.linear_end = limits_.linear_all ? View{&ints_, place(linear_end_)} : rows_.far_end;
   rows_.state_slot = {&ints_, place(state_slot_)};
   rows_.state_end = {&ints_, place(state_end_)};
   logit_count_ = static_cast<int>(plan.logit_rows.size());

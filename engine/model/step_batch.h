@@ -25,11 +25,15 @@ struct StepBatchLimits {
   std::int64_t vocab = 0;
   int window = 256;
   int sinks = 4;
-  int state_slots = 0;  // of linear states; 0: there is no controller, plans may not ask for one
+  bool exact_window = false;  // else near windows begin at a block's first token
+  bool linear_all = false;    // linear attention reads every position
+  // Of linear states, snapshots included; 0: there is no controller, plans may not ask for one.
+  int state_slots = 0;
 };
 
-// First position of the near window of position t: whole blocks, window w (design section 3: a(t)).
-std::int32_t NearBegin(std::int32_t position, int window);
+// First position of the near window of position t, window w: of a whole block (design section 3:
+// a(t)), or exactly t - w + 1.
+std::int32_t NearBegin(std::int32_t position, int window, bool exact = false);
 
 class StepBatch {
  public:
@@ -52,6 +56,7 @@ class StepBatch {
   // Host copies, for counting what was read.
   std::span<const std::int32_t> positions() const { return position_; }
   std::span<const std::int32_t> far_ends() const { return far_end_; }
+  std::span<const std::int32_t> linear_ends() const { return linear_end_; }
   std::span<const std::int32_t> sequences() const { return sequence_; }
   std::span<const std::int32_t> shadow_rows() const { return shadow_rows_; }
   std::span<const std::uint64_t> requests() const { return request_; }
@@ -65,6 +70,7 @@ class StepBatch {
 
   StepBatchLimits limits_;
   Device* device_;
+  std::int32_t LinearEnd(std::int32_t position) const;
   void FillRows(const StepPlan& plan);
   void CopyPolicies(const StepPlan& plan, Stream& stream);
 
@@ -75,7 +81,7 @@ class StepBatch {
   std::vector<std::uint8_t> route_staging_, routed_, eligible_;
   std::vector<float> float_staging_;
   std::vector<std::int32_t> position_, sequence_, near_begin_, far_end_, row_begin_, table_begin_;
-  std::vector<std::int32_t> blocks_, state_slot_, state_end_;
+  std::vector<std::int32_t> linear_end_, blocks_, state_slot_, state_end_;
   AttentionRows rows_;
   std::size_t offset_tokens_ = 0, offset_logits_ = 0, offset_eta_ = 0;
   int logit_count_ = 0;

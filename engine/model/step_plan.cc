@@ -11,7 +11,7 @@ namespace metattn {
 namespace {
 
 constexpr std::uint32_t kMagic = 0x4d415350;  // "MASP"
-constexpr std::uint32_t kVersion = 2;
+constexpr std::uint32_t kVersion = 3;
 
 class Writer {
  public:
@@ -73,6 +73,8 @@ absl::Status CheckSequences(const StepPlan& plan) {
     if (s.state_position < -1 || s.state_position >= s.start) {
       return Damaged("a linear state from a later position");
     }
+    if (s.state_load < -1 || s.state_save < -1) return Damaged("a negative snapshot slot");
+    if (s.state_load >= 0 && s.state_position < 0) return Damaged("a snapshot of no position");
     const std::int64_t end = std::int64_t{s.start} + s.rows;
     if (static_cast<std::int64_t>(s.blocks.size()) * kBlockTokens < end) {
       return Damaged("a block table shorter than its sequence");
@@ -147,6 +149,8 @@ std::vector<std::byte> StepPlan::Encode() const {
     out.PutVector(s.blocks);
     out.Put(s.state_slot);
     out.Put(s.state_position);
+    out.Put(s.state_load);
+    out.Put(s.state_save);
   }
   out.PutVector(tokens);
   out.PutVector(ToWire(policy));
@@ -172,7 +176,8 @@ absl::StatusOr<StepPlan> StepPlan::Decode(std::span<const std::byte> message) {
   for (std::uint32_t i = 0; i < count; ++i) {
     StepSequence s;
     if (!in.Get(s.id) || !in.Get(s.start) || !in.Get(s.rows) || !in.GetVector(s.blocks) ||
-        !in.Get(s.state_slot) || !in.Get(s.state_position)) {
+        !in.Get(s.state_slot) || !in.Get(s.state_position) || !in.Get(s.state_load) ||
+        !in.Get(s.state_save)) {
       return Damaged("truncated sequence");
     }
     plan.sequences.push_back(std::move(s));

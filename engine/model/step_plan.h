@@ -29,6 +29,11 @@ struct StepSequence {
   // did, the state is built from the pages. Ignored without a controller.
   std::int32_t state_slot = 0;
   std::int32_t state_position = -1;
+  // Snapshots (state_snapshots.h), -1: none. Before anything of the step, in the order of the
+  // sequences, the state is copied from slot `state_load`; after all of it to slot `state_save`, in
+  // that order too.
+  std::int32_t state_load = -1;
+  std::int32_t state_save = -1;
 };
 
 struct StepPlan {

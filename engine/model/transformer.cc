@@ -45,8 +45,11 @@ std::int64_t ActivationBytes(const ModelConfig& c, const Slice& s, const Transfo
   return 4 * (o.max_batch_tokens * per_row + o.max_logit_rows * per_logit_row);
 }
 
+int StateSlots(const TransformerOptions& o) { return o.max_sequences + o.state_snapshots; }
+
 RoutedAttentionShape AttentionShape(const ModelConfig& c, const Slice& s,
                                     const TransformerOptions& o) {
+  const ControllerSpec* spec = o.controller == nullptr ? nullptr : &o.controller->spec();
   return {.layers = c.layers,
           .heads = s.heads(),
           .max_rows = o.max_batch_tokens,
@@ -55,7 +58,9 @@ RoutedAttentionShape AttentionShape(const ModelConfig& c, const Slice& s,
           .head_begin = s.head_begin,
           .source = o.source,
           .recorder = o.recorder,
-          .max_shadow_rows = o.max_shadow_rows};
+          .max_shadow_rows = o.max_shadow_rows,
+          .near_stats = spec != nullptr && spec->features == ControlFeatures::kRetrofit,
+          .mixtures = spec != nullptr && spec->uncertain == UncertainPolicy::kMixture};
 }
 
 class DenseTransformer final : public Transformer {
@@ -113,6 +118,7 @@ absl::Status DenseTransformer::Init(const Checkpoint& checkpoint) {
   absl::StatusOr<Weights> weights = Weights::Load(checkpoint, config_, slice_, kernels_);
   if (!weights.ok()) return weights.status();
   weights_ = *std::move(weights);
+  const ControllerFile* controller = options_.controller;
   const StepBatchLimits limits = {
       .max_rows = options_.max_batch_tokens,
       .max_sequences = options_.max_sequences,
@@ -122,7 +128,9 @@ absl::Status DenseTransformer::Init(const Checkpoint& checkpoint) {
       .vocab = config_.vocab,
       .window = options_.window,
       .sinks = options_.sinks,
-      .state_slots = options_.controller == nullptr ? 0 : options_.max_sequences};
+      .exact_window = controller != nullptr && controller->spec().exact_window,
+      .linear_all = controller != nullptr && controller->spec().linear_all,
+      .state_slots = controller == nullptr ? 0 : StateSlots(options_)};
   absl::StatusOr<std::unique_ptr<StepBatch>> batch = StepBatch::Create(limits, kernels_.device());
   if (!batch.ok()) return batch.status();
   batch_ = *std::move(batch);
@@ -134,7 +142,7 @@ absl::Status DenseTransformer::MakeAttention() {
   if (options_.controller != nullptr) {
     absl::StatusOr<std::unique_ptr<MetaController>> controller =
         MetaController::Create(*options_.controller, config_, slice_,
-                               {options_.max_batch_tokens, options_.max_sequences}, kernels_);
+                               {options_.max_batch_tokens, StateSlots(options_)}, kernels_);
     if (!controller.ok()) return controller.status();
     controller_ = *std::move(controller);
   }
@@ -292,7 +300,6 @@ absl::Status DenseTransformer::Forward(const StepPlan& plan, const Outputs& out)
   const Clock::time_point start = Clock::now();
   stream_->ResetMarks();
   attention_marks_.clear();
-  if (controller_ != nullptr) controller_->BeginStep();
   comm_.TakeStats();
   if (absl::Status s = batch_->Load(plan, *stream_); !s.ok()) return s;
   positions_.clear();
@@ -301,11 +308,13 @@ absl::Status DenseTransformer::Forward(const StepPlan& plan, const Outputs& out)
       for (std::int32_t i = 0; i < s.rows; ++i) positions_.push_back(s.start + i);
     }
   }
+  if (controller_ != nullptr) controller_->BeginStep(plan, *stream_);
   if (absl::Status s = attention_->BeginStep(*batch_, *stream_); !s.ok()) return s;
   if (absl::Status s = Embed(); !s.ok()) return s;
   for (int i = 0; i < config_.layers; ++i) {
     if (absl::Status s = Layer(i); !s.ok()) return s;
   }
+  if (controller_ != nullptr) controller_->EndStep(plan, *stream_);
   if (absl::Status s = Logits(out.logits); !s.ok()) return s;
   if (absl::Status s = Fill(plan, out); !s.ok()) return s;
   if (out.result != nullptr) {
@@ -347,7 +356,7 @@ absl::StatusOr<MemoryNeed> EstimateMemory(const Checkpoint& checkpoint, const Mo
                  RoutedAttention::ScratchBytes(config, AttentionShape(config, slice, resolved));
   if (options.controller != nullptr) {
     need.scratch += MetaController::Bytes(options.controller->spec(), config, slice.heads(),
-                                          {resolved.max_batch_tokens, resolved.max_sequences});
+                                          {resolved.max_batch_tokens, StateSlots(resolved)});
   }
   const std::int64_t padded_dim = (config.head_dim + 15) / 16 * 16;
   need.per_block = std::int64_t{config.layers} * slice.heads() * kBlockTokens * padded_dim * 4;

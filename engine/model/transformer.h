@@ -28,9 +28,11 @@ namespace metattn {
 
 struct TransformerOptions {
   int window = 256;            // w: positions a row reads at least, itself included
-  int sinks = 4;               // s; both must be the controller's where there is one
+  int sinks = 4;               // s; both must be the controller's where there is one, which also
+                               // says how windows begin and what linear attention reads
   int max_batch_tokens = 512;  // rows of one step at most
   int max_sequences = 64;      // sequences of one step at most
+  int state_snapshots = 0;     // linear states kept beside those of the sequences
   int max_logit_rows = 64;     // rows of one step whose logits are wanted, at most
   int max_context = 0;         // positions; 0: the model's own
   std::int64_t blocks = 0;     // K/V capacity in blocks of kBlockTokens

@@ -184,7 +184,7 @@ class TileRunner {
 
   bool Eligible(const Tile& tile, int row) const {
     const std::int32_t t = plan_.ranges[tile.first_range + row].row;
-    return task_.rows.far_end.As<std::int32_t>()[t] > task_.rows.sinks;
+    return task_.rows.Eligible(task_.rows.far_end.As<std::int32_t>()[t]);
   }
 
   void Prepare(const Tile& tile) {

@@ -79,13 +79,14 @@ class Controller {
     const auto* far_end = args_.rows.far_end.As<std::int32_t>();
     const auto* route = args_.route.As<std::uint8_t>();
     for (std::int64_t t = begin; t < end; ++t) {
-      const bool eligible = far_end[t] > args_.rows.sinks;
+      const bool eligible = args_.rows.Eligible(far_end[t]);
       if (eligible && route[t] >= kRouted) {
         Row(t);
         continue;
       }
       for (std::int64_t i = t * args_.heads; i < (t + 1) * args_.heads; ++i) {
         Write(i, eligible ? route[t] : static_cast<std::uint8_t>(Mechanism::kLocal), 0.0f, 0.0f);
+        WriteWeights(i, 0.0f, 0.0f, 0.0f);
       }
     }
     Flush();
@@ -98,14 +99,24 @@ class Controller {
     args_.margin.As<float>()[index] = margin;
   }
 
+  void WriteWeights(std::int64_t index, float full, float linear, float local) {
+    if (!args_.weights) return;
+    float* to = args_.weights.As<float>() + index * kMechanisms;
+    to[0] = full;
+    to[1] = linear;
+    to[2] = local;
+  }
+
   void Row(std::int64_t t) {
     Scalars(t);
+    Standardise();
     Hidden(t);
-    const float n = static_cast<float>(args_.rows.position.As<std::int32_t>()[t]) + 1.0f;
-    const auto near =
-        static_cast<float>(args_.rows.position.As<std::int32_t>()[t] + 1 -
-                           args_.rows.far_end.As<std::int32_t>()[t] + args_.rows.sinks);
-    const float cost[] = {1.0f, Smaller(1.0f, (near + args_.state_tokens) / n), near / n};
+    const std::int32_t position = args_.rows.position.As<std::int32_t>()[t];
+    const std::int32_t far = args_.rows.far_end.As<std::int32_t>()[t] - args_.rows.sinks;
+    const float n = static_cast<float>(position) + 1.0f;
+    const auto near = static_cast<float>(position + 1 - Larger(0, far));
+    const float read = args_.rows.linear_all ? args_.state_tokens : near + args_.state_tokens;
+    const float cost[] = {1.0f, Smaller(1.0f, read / n), near / n};
     for (int h = 0; h < args_.heads; ++h) {
       const int lane = pairs_.count;
       Outputs(t, h, lane);
@@ -119,9 +130,35 @@ class Controller {
     }
   }
 
-  // u of every KV head. Infinite differences count as the largest finite ones, so that a scale of
-  // 0 leaves a scalar out even where it is -inf (the sinks' share without sinks).
+  // s of every KV head, where u will be.
   void Scalars(std::int64_t t) {
+    if (args_.features == ControlFeatures::kRetrofit) return RetrofitScalars(t);
+    float s[2] = {};
+    const auto position = static_cast<float>(args_.rows.position.As<std::int32_t>()[t]);
+    if (args_.features == ControlFeatures::kLength) {
+      float log_n[kLanes];
+      Store(log_n, Log(Set(position + 1.0f)));
+      s[0] = log_n[0];
+    } else {
+      s[0] = __builtin_sqrtf(SumOfSquares(args_.x.As<float>() + t * args_.dim) /
+                             static_cast<float>(args_.dim));
+      s[1] = Smaller(1.0f, position / static_cast<float>(args_.last_position));
+    }
+    for (int h = 0; h < args_.heads; ++h) {
+      for (std::int64_t j = 0; j < sizes_.scalars; ++j) u_[h * sizes_.padded_scalars + j] = s[j];
+    }
+  }
+
+  float SumOfSquares(const float* x) const {
+    F32v sums[2] = {Zero(), Zero()};
+    for (std::int64_t i = 0, turn = 0; i < args_.dim; i += kLanes, turn ^= 1) {
+      const F32v v = LoadN(x + i, static_cast<int>(Smaller<std::int64_t>(kLanes, args_.dim - i)));
+      sums[turn] = Fma(v, v, sums[turn]);
+    }
+    return ReduceAdd(Add(sums[0], sums[1]));
+  }
+
+  void RetrofitScalars(std::int64_t t) {
     const int q_heads = args_.heads * args_.group;
     const float* m = args_.near.m.As<float>() + t * q_heads;
     const float* l = args_.near.l.As<float>() + t * q_heads;
@@ -146,6 +183,11 @@ class Controller {
         if (++i == args_.group) ++h, i = 0;
       }
     }
+  }
+
+  // s to u. Infinite differences count as the largest finite ones, so that a scale of 0 leaves a
+  // scalar out even where it is -inf (the sinks' share without sinks).
+  void Standardise() {
     const std::int64_t n = sizes_.scalars;
     for (int h = 0; h < args_.heads; ++h) {
       float* u = u_ + h * sizes_.padded_scalars;
@@ -242,37 +284,61 @@ class Controller {
     F32v log_alpha[kMechanisms];
     LogShares(log_alpha);
     F32v entropy = Zero();
-    float score[kMechanisms][kLanes], uncertainty[kLanes];
+    float score[kMechanisms][kLanes], weight[kMechanisms][kLanes], uncertainty[kLanes];
+    F32v finite_score[kMechanisms];
     for (int k = 0; k < kMechanisms; ++k) {
-      Store(score[k], Add(log_alpha[k], Load(pairs_.prior[k])));
+      const F32v sum = Add(log_alpha[k], Load(pairs_.prior[k]));
+      Store(score[k], sum);
+      finite_score[k] = Clamp(sum, kLargest / 4);
       // alpha log alpha; a log of -inf (alpha = 0) adds 0. NaN stays NaN.
       const F32v finite = Max(Set(-kLargest), log_alpha[k]);
       entropy = Sub(entropy, Mul(Exp(log_alpha[k]), finite));
     }
     Store(uncertainty, Min(Set(1.0f), Max(Zero(), Mul(entropy, Set(kInvLog3)))));
+    if (args_.weights) Softmax(finite_score, weight);
     for (int lane = 0; lane < pairs_.count; ++lane) {
-      Decide(lane, {score[0][lane], score[1][lane], score[2][lane]}, uncertainty[lane]);
+      const std::int64_t index = pairs_.index[lane];
+      const bool defined =
+          Decide(lane, {score[0][lane], score[1][lane], score[2][lane]}, uncertainty[lane]);
+      if (!args_.weights) continue;
+      WriteWeights(index, defined ? weight[0][lane] : 1.0f, defined ? weight[1][lane] : 0.0f,
+                   defined ? weight[2][lane] : 0.0f);
     }
     pairs_.count = 0;
+  }
+
+  static void Softmax(const F32v (&score)[kMechanisms], float (&weight)[kMechanisms][kLanes]) {
+    const F32v largest = Max(Max(score[0], score[1]), score[2]);
+    F32v of[kMechanisms], sum = Zero();
+    for (int k = 0; k < kMechanisms; ++k) {
+      of[k] = Exp(Sub(score[k], largest));
+      sum = Add(sum, of[k]);
+    }
+    for (int k = 0; k < kMechanisms; ++k) Store(weight[k], Div(of[k], sum));
   }
 
   struct Scores {
     float of[kMechanisms];
   };
 
-  void Decide(int lane, const Scores& scores, float uncertainty) {
+  // False: NaN, everything is written but the weights.
+  bool Decide(int lane, const Scores& scores, float uncertainty) {
     const float* s = scores.of;
     const std::int64_t index = pairs_.index[lane];
     const float eta = pairs_.eta[lane];
     constexpr auto kFull = static_cast<std::uint8_t>(Mechanism::kFull);
     if (s[0] != s[0] || s[1] != s[1] || s[2] != s[2] || eta != eta) {
-      return Write(index, kFull, 1.0f, 0.0f);
+      Write(index, kFull, 1.0f, 0.0f);
+      return false;
     }
     int best = s[1] > s[0] ? 1 : 0;
     best = s[2] > s[best] ? 2 : best;
     const float second = Larger(s[best == 0 ? 1 : 0], s[best == 2 ? 1 : 2]);
-    Write(index, uncertainty < eta ? static_cast<std::uint8_t>(best) : kFull, uncertainty,
+    const bool certain = eta >= 1.0f || uncertainty < eta;
+    const std::uint8_t other = args_.uncertain == UncertainPolicy::kMixture ? kMixture : kFull;
+    Write(index, certain ? static_cast<std::uint8_t>(best) : other, uncertainty,
           s[best] == second ? 0.0f : s[best] - second);
+    return true;
   }
 
   const ControlArgs& args_;
@@ -287,7 +353,7 @@ class Controller {
 
 void Control(const ControlArgs& args, OpContext& context) {
   if (args.rows.tokens == 0 || args.heads == 0) return;
-  const std::int64_t scalars = 1 + 4 * std::int64_t{args.group};
+  const std::int64_t scalars = ControlScalars(args.features, args.group);
   const Sizes sizes = {scalars, Padded(scalars), Padded(args.width)};
   auto* transposed = reinterpret_cast<float*>(context.scratch.Shared(
       static_cast<std::size_t>(args.heads * scalars * sizes.padded_width) * sizeof(float)));

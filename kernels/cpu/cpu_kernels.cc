@@ -166,6 +166,11 @@ void CpuKernels::Control(const ControlArgs& args, Stream&) {
   ops_.control(args, context_);
 }
 
+void CpuKernels::Mix(const MixArgs& args, Stream&) {
+  CheckArgs(args);
+  ops_.mix(args, context_);
+}
+
 void CpuKernels::Normalize(const NormalizeArgs& args, Stream&) {
   CheckArgs(args);
   ops_.normalize(args, context_);

@@ -47,6 +47,7 @@ class CpuKernels final : public Kernels {
   void LinearOdds(const LinearOddsArgs& args, Stream& stream) override;
   void FarLinear(const FarLinearArgs& args, Stream& stream) override;
   void Control(const ControlArgs& args, Stream& stream) override;
+  void Mix(const MixArgs& args, Stream& stream) override;
   void Normalize(const NormalizeArgs& args, Stream& stream) override;
   void SwiGlu(const SwiGluArgs& args, Stream& stream) override;
   void Gather(const GatherArgs& args, Stream& stream) override;

@@ -131,7 +131,7 @@ void LinearOdds(const LinearOddsArgs& args, OpContext& context) {
     auto* lse = args.lse_far.As<float>();
     const auto* far_end = args.shape.rows.far_end.As<std::int32_t>();
     for (std::int64_t t = 0; t < args.shape.rows.tokens; ++t) {
-      if (far_end[t] > args.shape.rows.sinks) continue;
+      if (args.shape.rows.Eligible(far_end[t])) continue;
       for (std::int64_t h = 0; h < q_heads; ++h) lse[t * q_heads + h] = kMinusInfinity;
     }
   }

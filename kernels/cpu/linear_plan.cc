@@ -130,7 +130,7 @@ LinearPlan PlanRows(const AttentionRows& rows, const WorkList* list, int heads) 
     AddTails(rows, begin, end);
   }
   for (std::int32_t t = 0; t < rows.tokens; ++t) {
-    if (far_end[t] > rows.sinks) lists.eligible.push_back(t);
+    if (rows.Eligible(far_end[t])) lists.eligible.push_back(t);
   }
   if (list != nullptr) SplitList(rows, *list, heads);
   return lists.View();

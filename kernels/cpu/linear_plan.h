@@ -34,7 +34,7 @@ struct LinearPlan {
   const KeyBlock* keys = nullptr;
   const StatePath* paths = nullptr;        // sequences that have something to do, in order
   const std::int32_t* path_of = nullptr;   // [sequences] index of a sequence's path
-  const std::int32_t* eligible = nullptr;  // rows with far_end > sinks, ascending
+  const std::int32_t* eligible = nullptr;  // rows with something to decide, ascending
   const std::int32_t* listed =
       nullptr;  // [H, paths + 1] where a path's rows begin in the work list
   std::int32_t key_count = 0, path_count = 0, eligible_count = 0, tail_count = 0;

@@ -16,7 +16,7 @@ void Linear(const PackedMatrix& weight, const LinearArgs& args, OpContext& conte
 void SwiGlu(const SwiGluArgs& args, OpContext& context);
 void Gather(const GatherArgs& args, OpContext& context);
 
-// rope_append.cc, route.cc, attention_near.cc, attention_far.cc, control.cc
+// rope_append.cc, route.cc, attention_near.cc, attention_far.cc, control.cc, mix.cc
 std::int64_t PageBytes(int head_dim);
 void RopeAppend(const RopeAppendArgs& args, OpContext& context);
 void ForcedRoute(const ForcedRouteArgs& args, OpContext& context);
@@ -24,6 +24,7 @@ void Compact(const CompactArgs& args, OpContext& context);
 void Near(const NearArgs& args, OpContext& context);
 void FarFull(const FarFullArgs& args, OpContext& context);
 void Control(const ControlArgs& args, OpContext& context);
+void Mix(const MixArgs& args, OpContext& context);
 void Normalize(const NormalizeArgs& args, OpContext& context);
 
 // linear_attention.cc, linear_odds.cc

@@ -25,6 +25,7 @@ const OpTable& Table() {
       .linear_odds = LinearOdds,
       .far_linear = FarLinear,
       .control = Control,
+      .mix = Mix,
       .normalize = Normalize,
       .swiglu = SwiGlu,
       .gather = Gather,

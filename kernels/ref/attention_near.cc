@@ -56,7 +56,7 @@ void RefKernels::Near(const NearArgs& args, Stream&) {
       for (std::int64_t p = std::max(near_begin[t], args.rows.sinks); p < end; ++p) add(p);
       StoreTriple(triple, args.out.o.As<float>() + index * d, args.out.m.As<float>() + index,
                   args.out.l.As<float>() + index);
-      if (args.stats && far_end[t] > args.rows.sinks) {
+      if (args.stats && args.rows.Eligible(far_end[t])) {
         float* stats = args.stats.As<float>() + index * 2;
         stats[0] = static_cast<float>(LogSumExp(std::span(scores).first(sinks_end)));
         stats[1] = static_cast<float>(MeanScore(scores));

@@ -1,6 +1,7 @@
 // The meta-controller: scalars, hidden layer, concentrations, uncertainty, scores and the decision
 // of each row and KV head, everything in double.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -16,10 +17,13 @@ namespace {
 
 constexpr double kScalarLimit = 8.0;
 
+constexpr auto kFull = static_cast<std::uint8_t>(Mechanism::kFull);
+
 struct Outcome {
-  Mechanism decision = Mechanism::kFull;
+  std::uint8_t decision = kFull;
   double uncertainty = 1.0;
   double margin = 0.0;
+  std::array<double, kMechanisms> weights = {1.0, 0.0, 0.0};
 };
 
 double GeluTanh(double x) {
@@ -37,21 +41,37 @@ double Context(const ControlArgs& args, std::int64_t row) {
   return 1.0 + args.rows.position.As<std::int32_t>()[row];
 }
 
-// u of one row and KV head. Infinite differences count as the largest finite ones, so that a scale
-// of 0 leaves a scalar out even where it is -inf (the sinks' share without sinks).
-std::vector<double> Scalars(const ControlArgs& args, std::int64_t row, int head) {
-  std::vector<double> u;
-  u.push_back(std::log(Context(args, row)));
+// s_h of ControlFeatures.
+std::vector<double> RetrofitScalars(const ControlArgs& args, std::int64_t row, int head) {
+  std::vector<double> s = {std::log(Context(args, row))};
   for (int i = 0; i < args.group; ++i) {
     const std::int64_t index = (row * args.heads + head) * args.group + i;
     const float* stats = args.near_stats.As<float>() + index * 2;
     const double lse =
         args.near.m.As<float>()[index] + std::log(double{args.near.l.As<float>()[index]});
-    u.push_back(lse);
-    u.push_back(stats[0] - lse);
-    u.push_back(lse - stats[1]);
-    u.push_back(args.lse_far.As<float>()[index] - lse);
+    s.push_back(lse);
+    s.push_back(stats[0] - lse);
+    s.push_back(lse - stats[1]);
+    s.push_back(args.lse_far.As<float>()[index] - lse);
   }
+  return s;
+}
+
+std::vector<double> PaperScalars(const ControlArgs& args, std::int64_t row) {
+  const float* x = args.x.As<float>() + row * args.dim;
+  double squares = 0;
+  for (std::int64_t i = 0; i < args.dim; ++i) squares += double{x[i]} * x[i];
+  return {std::sqrt(squares / static_cast<double>(args.dim)),
+          std::min((Context(args, row) - 1) / args.last_position, 1.0)};
+}
+
+// u of one row and KV head. Infinite differences count as the largest finite ones, so that a scale
+// of 0 leaves a scalar out even where it is -inf (the sinks' share without sinks).
+std::vector<double> Scalars(const ControlArgs& args, std::int64_t row, int head) {
+  std::vector<double> u;
+  if (args.features == ControlFeatures::kRetrofit) u = RetrofitScalars(args, row, head);
+  if (args.features == ControlFeatures::kLength) u = {std::log(Context(args, row))};
+  if (args.features == ControlFeatures::kPaper) u = PaperScalars(args, row);
   const auto n = static_cast<std::int64_t>(u.size());
   const float* mean = args.scalar_mean.As<float>() + head * n;
   const float* scale = args.scalar_scale.As<float>() + head * n;
@@ -99,11 +119,32 @@ std::vector<double> LogShares(const ControlArgs& args, std::vector<double> e) {
   return e;
 }
 
+// c_k.
+std::array<double, kMechanisms> Costs(const ControlArgs& args, std::int64_t row) {
+  const double n = Context(args, row);
+  const double near = n - std::max(0, args.rows.far_end.As<std::int32_t>()[row] - args.rows.sinks);
+  const double linear = args.rows.linear_all ? args.state_tokens : near + args.state_tokens;
+  return {1.0, std::min(1.0, linear / n), near / n};
+}
+
+// softmax(score); the largest finite numbers stand for infinite scores.
+std::array<double, kMechanisms> Softmax(std::span<const double> score) {
+  constexpr double kLargest = std::numeric_limits<double>::max() / 4;
+  std::array<double, kMechanisms> weights{};
+  double sum = 0;
+  const double largest =
+      std::clamp(*std::max_element(score.begin(), score.end()), -kLargest, kLargest);
+  for (std::size_t k = 0; k < weights.size(); ++k) {
+    weights[k] = std::exp(std::clamp(score[k], -kLargest, kLargest) - largest);
+    sum += weights[k];
+  }
+  for (double& weight : weights) weight /= sum;
+  return weights;
+}
+
 Outcome Decide(const ControlArgs& args, std::int64_t row, int head) {
   const std::vector<double> log_alpha = LogShares(args, Outputs(args, row, head));
-  const double n = Context(args, row);
-  const double near = n - args.rows.far_end.As<std::int32_t>()[row] + args.rows.sinks;
-  const double cost[] = {1.0, std::min(1.0, (near + args.state_tokens) / n), near / n};
+  const std::array<double, kMechanisms> cost = Costs(args, row);
   const float* offset = args.offset.As<float>() + head * 3;
   double entropy = 0, score[kMechanisms];
   bool defined = !std::isnan(args.eta.As<float>()[row]);
@@ -120,9 +161,12 @@ Outcome Decide(const ControlArgs& args, std::int64_t row, int head) {
   const double second = std::max(score[best == 0 ? 1 : 0], score[best == 2 ? 1 : 2]);
   outcome.margin = score[best] == second ? 0 : score[best] - second;
   outcome.uncertainty = std::clamp(entropy / std::log(3.0), 0.0, 1.0);
+  outcome.weights = Softmax(score);
   // The gate compares what is stored.
-  const bool certain = static_cast<float>(outcome.uncertainty) < args.eta.As<float>()[row];
-  if (certain) outcome.decision = static_cast<Mechanism>(best);
+  const float eta = args.eta.As<float>()[row];
+  const bool certain = eta >= 1 || static_cast<float>(outcome.uncertainty) < eta;
+  if (certain) outcome.decision = static_cast<std::uint8_t>(best);
+  if (!certain && args.uncertain == UncertainPolicy::kMixture) outcome.decision = kMixture;
   return outcome;
 }
 
@@ -133,15 +177,19 @@ void RefKernels::Control(const ControlArgs& args, Stream&) {
   const auto* far_end = args.rows.far_end.As<std::int32_t>();
   const auto* route = args.route.As<std::uint8_t>();
   for (std::int64_t t = 0; t < args.rows.tokens; ++t) {
-    const bool eligible = far_end[t] > args.rows.sinks;
+    const bool eligible = args.rows.Eligible(far_end[t]);
     for (int h = 0; h < args.heads; ++h) {
       const std::int64_t index = t * args.heads + h;
-      Outcome outcome = {Mechanism::kLocal, 0, 0};
-      if (eligible && route[t] < kRouted) outcome.decision = static_cast<Mechanism>(route[t]);
+      Outcome outcome = {static_cast<std::uint8_t>(Mechanism::kLocal), 0, 0, {}};
+      if (eligible && route[t] < kRouted) outcome.decision = route[t];
       if (eligible && route[t] >= kRouted) outcome = Decide(args, t, h);
-      args.decisions.As<std::uint8_t>()[index] = static_cast<std::uint8_t>(outcome.decision);
+      args.decisions.As<std::uint8_t>()[index] = outcome.decision;
       args.uncertainty.As<float>()[index] = static_cast<float>(outcome.uncertainty);
       args.margin.As<float>()[index] = static_cast<float>(outcome.margin);
+      for (int k = 0; args.weights && k < kMechanisms; ++k) {
+        args.weights.As<float>()[index * kMechanisms + k] =
+            static_cast<float>(outcome.weights[static_cast<std::size_t>(k)]);
+      }
     }
   }
 }

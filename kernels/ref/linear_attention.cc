@@ -202,7 +202,7 @@ void RefKernels::LinearOdds(const LinearOddsArgs& args, Stream&) {
       for (std::int64_t t = begin; t < end; ++t) {
         shard.Advance(linear_end[t]);
         for (int hq = h * group; hq < (h + 1) * group; ++hq) {
-          if (far_end[t] > rows.sinks) {
+          if (rows.Eligible(far_end[t])) {
             RowOdds(args, shard, t, hq);
           } else {
             args.lse_far.As<float>()[t * q_heads + hq] = -std::numeric_limits<float>::infinity();

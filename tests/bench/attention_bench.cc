@@ -259,7 +259,8 @@ class World {
             .eta = In(std::vector<float>(static_cast<std::size_t>(tokens), 0.95f)),
             .decisions = Space(static_cast<std::size_t>(tokens * heads)),
             .uncertainty = Space(static_cast<std::size_t>(tokens * heads) * 4),
-            .margin = Space(static_cast<std::size_t>(tokens * heads) * 4)};
+            .margin = Space(static_cast<std::size_t>(tokens * heads) * 4),
+            .weights = Space(static_cast<std::size_t>(tokens * heads) * 4 * kMechanisms)};
   }
 
   static double Percentile20(std::vector<double> times) {

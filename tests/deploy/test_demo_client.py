@@ -23,6 +23,11 @@ sys.exit(CODE if "--prompt-file" in sys.argv else 0)
 METRICS = """# TYPE metattn_rank_step_seconds_total counter
 metattn_rank_step_seconds_total{model="m",rank="0"} SECONDS
 metattn_rank_step_seconds_total{model="m",rank="1"} 2.5
+metattn_rank_routed_rows_total{model="m",rank="0",mechanism="full"} SECONDS
+metattn_rank_routed_rows_total{model="m",rank="1",mechanism="linear"} SECONDS
+metattn_rank_routed_rows_total{model="m",rank="1",mechanism="local"} 7
+metattn_rank_attention_read_bytes_total{model="m",rank="0"} SECONDSe9
+metattn_rank_attention_dense_bytes_total{model="m",rank="0"} SECONDSe10
 metattn_prompt_tokens_total 100
 metattn_generation_tokens_total SECONDS
 """
@@ -75,6 +80,8 @@ def test_the_summary_shows_jobs_and_the_difference_of_two_scrapes(scripts, metri
     rows = [line.split() for line in out.splitlines()]
     assert ["0", "3.00", "0.00", "0.00", "0.00"] in rows
     assert ["1", "0.00", "0.00", "0.00", "0.00"] in rows
+    assert "full 50.0 %, linear 50.0 %, local 0.0 %" in out
+    assert "attention read 3.00 GB of the 30.00 GB that full attention reads: 90 % saved" in out
 
 
 def test_a_failed_job_fails_the_demo(scripts, metrics_url):

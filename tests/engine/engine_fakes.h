@@ -29,7 +29,9 @@ class OracleWorker final : public Worker {
                const ControllerFile* controller = nullptr)
       : blocks_(blocks),
         controller_(controller),
-        checker_(blocks, max_sequences, max_batch_tokens, controller != nullptr) {}
+        checker_(blocks, max_sequences, max_batch_tokens,
+                 {controller == nullptr ? 0 : max_sequences + EngineOptions{}.state_snapshots,
+                  window()}) {}
 
   absl::StatusOr<StepOutput> Step(const StepPlan& plan) override;
   absl::Status Stop() override {

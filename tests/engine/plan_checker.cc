@@ -18,11 +18,11 @@ std::uint64_t Mix(std::uint64_t x) {  // SplitMix64
 }  // namespace
 
 PlanChecker::PlanChecker(std::int64_t blocks, int max_sequences, int max_batch_tokens,
-                         bool linear_states)
+                         LinearStates states)
     : blocks_(blocks),
       max_sequences_(max_sequences),
       max_batch_tokens_(max_batch_tokens),
-      linear_states_(linear_states),
+      linear_(states),
       store_(static_cast<std::size_t>(blocks), std::vector<Slot>(kBlockTokens)) {}
 
 std::uint64_t PlanChecker::Extend(std::uint64_t history, std::int32_t token,
@@ -157,40 +157,66 @@ std::string PlanChecker::Read(const StepPlan& plan) {
   return {};
 }
 
-// A slot holds one sequence's state at a time; who says that its own lies there must be right.
-std::string PlanChecker::CheckStates(const StepPlan& plan) {
-  std::set<std::int32_t> used;
+std::int32_t PlanChecker::StateTokens(std::int32_t position) const {
+  return std::max(0, position - linear_.window + 1) / kBlockTokens * kBlockTokens;
+}
+
+std::uint64_t PlanChecker::HistoryBefore(const StepSequence& s, std::int32_t tokens) const {
+  if (tokens == 0) return 0;
+  const auto block = static_cast<std::size_t>((tokens - 1) / kBlockTokens);
+  return store_[static_cast<std::size_t>(s.blocks[block])]
+               [static_cast<std::size_t>((tokens - 1) % kBlockTokens)]
+                   .history;
+}
+
+std::string PlanChecker::CheckSlots(const StepPlan& plan) const {
+  std::set<std::int32_t> written;
   for (const StepSequence& s : plan.sequences) {
-    if (!linear_states_) {
-      if (s.state_slot == 0 && s.state_position == -1) continue;
+    if (linear_.slots == 0) {
+      if (s.state_slot == 0 && s.state_position == -1 && s.state_load == -1 && s.state_save == -1) {
+        continue;
+      }
       return absl::StrFormat("sequence %d has a linear state, there are none", s.id);
     }
-    if (s.state_slot < 0 || s.state_slot >= std::min(max_sequences_, max_batch_tokens_)) {
-      return absl::StrFormat("sequence %d: state slot %d", s.id, s.state_slot);
+    for (const std::int32_t slot : {s.state_slot, s.state_load, s.state_save}) {
+      if (slot < (slot == s.state_slot ? 0 : -1) || slot >= linear_.slots) {
+        return absl::StrFormat("sequence %d: state slot %d", s.id, slot);
+      }
     }
-    if (!used.insert(s.state_slot).second) {
+    if (!written.insert(s.state_slot).second) {
       return absl::StrFormat("state slot %d has two owners", s.state_slot);
     }
-    const auto history = [&](std::int32_t position) {
-      const auto block = static_cast<std::size_t>(position / kBlockTokens);
-      return store_[static_cast<std::size_t>(s.blocks[block])]
-                   [static_cast<std::size_t>(position % kBlockTokens)]
-                       .history;
-    };
-    LinearState& state = states_[s.state_slot];
-    if (s.state_position != -1) {
-      if (s.state_position != s.start - 1) {
-        return absl::StrFormat("sequence %d starts at %d, its state is of %d", s.id, s.start,
-                               s.state_position);
-      }
-      if (state.id != s.id || state.position != s.state_position ||
-          state.history != history(s.state_position)) {
-        return absl::StrFormat("sequence %d: state slot %d holds another state", s.id,
-                               s.state_slot);
-      }
+  }
+  for (const StepSequence& s : plan.sequences) {
+    if (written.contains(s.state_save)) {  // two may be saved to one slot: the later one stays
+      return absl::StrFormat("a snapshot in state slot %d, which has an owner", s.state_save);
     }
-    const std::int32_t last = s.start + s.rows - 1;
-    state = {s.id, last, history(last)};
+  }
+  return {};
+}
+
+// Whoever says that a state of its own prefix lies in its slot, or is loaded there, must be right.
+std::string PlanChecker::CheckStates(const StepPlan& plan) {
+  if (std::string error = CheckSlots(plan); !error.empty()) return error;
+  if (linear_.slots == 0) return {};
+  for (const StepSequence& s : plan.sequences) {
+    if (s.state_load >= 0) states_[s.state_slot] = states_[s.state_load];
+  }
+  for (const StepSequence& s : plan.sequences) {
+    LinearState& state = states_[s.state_slot];
+    if (s.state_position >= s.start) {
+      return absl::StrFormat("sequence %d starts at %d, its state is of %d", s.id, s.start,
+                             s.state_position);
+    }
+    const std::int32_t held = s.state_position < 0 ? 0 : StateTokens(s.state_position);
+    if (held > 0 && state != LinearState{held, HistoryBefore(s, held)}) {
+      return absl::StrFormat("sequence %d: state slot %d holds another state", s.id, s.state_slot);
+    }
+    const std::int32_t left = StateTokens(s.start + s.rows - 1);
+    state = {left, HistoryBefore(s, left)};
+  }
+  for (const StepSequence& s : plan.sequences) {
+    if (s.state_save >= 0) states_[s.state_save] = states_[s.state_slot];
   }
   return {};
 }

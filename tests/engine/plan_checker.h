@@ -16,9 +16,15 @@ namespace metattn {
 
 class PlanChecker {
  public:
-  // linear_states: sequences own state slots, as with a controller.
-  PlanChecker(std::int64_t blocks, int max_sequences, int max_batch_tokens,
-              bool linear_states = false);
+  // As with a controller: sequences own state slots, the state of a sequence whose last row was at
+  // position t holds the whole blocks before t - window + 1.
+  struct LinearStates {
+    int slots = 0;  // 0: there are none
+    int window = 256;
+  };
+  PlanChecker(std::int64_t blocks, int max_sequences, int max_batch_tokens, LinearStates states);
+  PlanChecker(std::int64_t blocks, int max_sequences, int max_batch_tokens)
+      : PlanChecker(blocks, max_sequences, max_batch_tokens, LinearStates{}) {}
 
   // What stands at one position of a block: enough to tell whether a reader sees its own context.
   struct Slot {
@@ -49,20 +55,23 @@ class PlanChecker {
   std::string Write(const StepPlan& plan);
   std::string Read(const StepPlan& plan);
   std::string CheckStates(const StepPlan& plan);
+  std::string CheckSlots(const StepPlan& plan) const;
+  std::int32_t StateTokens(std::int32_t position) const;
+  std::uint64_t HistoryBefore(const StepSequence& s, std::int32_t tokens) const;
 
   const std::int64_t blocks_;
   const int max_sequences_;
   const int max_batch_tokens_;
-  const bool linear_states_;
+  const LinearStates linear_;
   std::uint64_t last_step_ = 0;
   std::vector<std::vector<Slot>> store_;  // [block][kBlockTokens]
   std::vector<std::vector<std::int32_t>> contexts_;
   // Policy of each position of a sequence when it was first computed or found.
   std::map<std::uint64_t, std::vector<RoutePolicy>> first_policies_;
   struct LinearState {
-    std::uint64_t id = 0;
-    std::int32_t position = -1;
-    std::uint64_t history = 0;
+    std::int32_t tokens = 0;
+    std::uint64_t history = 0;  // of them
+    bool operator==(const LinearState&) const = default;
   };
   std::map<std::int32_t, LinearState> states_;  // by slot
 };

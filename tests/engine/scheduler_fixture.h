@@ -24,9 +24,11 @@ class SchedulerTest : public testing::Test {
     options_.prefix_reuse = reuse;
     options_.hash_identity = "test";
     options_.linear_states = linear_states_;
+    options_.state_snapshots = state_snapshots_;
+    options_.window = 1;
     scheduler_ = std::make_unique<Scheduler>(options_);
     checker_ =
-        std::make_unique<PlanChecker>(blocks, max_sequences, max_batch_tokens, linear_states_);
+        std::make_unique<PlanChecker>(blocks, max_sequences, max_batch_tokens, StatesOf(options_));
   }
 
   static SequenceSpec Spec(std::uint64_t id, int prompt, int max_tokens = 100, int priority = 0,
@@ -62,7 +64,13 @@ class SchedulerTest : public testing::Test {
     return rows;
   }
 
-  bool linear_states_ = false;  // before Make
+  static PlanChecker::LinearStates StatesOf(const SchedulerOptions& o) {
+    const int slots = std::min(o.max_sequences, o.max_batch_tokens) + o.state_snapshots;
+    return {o.linear_states ? slots : 0, o.window};
+  }
+
+  bool linear_states_ = false;  // these two before Make
+  int state_snapshots_ = 0;
   SchedulerOptions options_;
   std::unique_ptr<Scheduler> scheduler_;
   std::unique_ptr<PlanChecker> checker_;

@@ -33,7 +33,8 @@ bool SamePlan(const StepPlan& a, const StepPlan& b) {
   for (std::size_t i = 0; i < a.sequences.size(); ++i) {
     const StepSequence &x = a.sequences[i], &y = b.sequences[i];
     if (x.id != y.id || x.start != y.start || x.rows != y.rows || x.blocks != y.blocks ||
-        x.state_slot != y.state_slot || x.state_position != y.state_position) {
+        x.state_slot != y.state_slot || x.state_position != y.state_position ||
+        x.state_load != y.state_load || x.state_save != y.state_save) {
       return false;
     }
   }
@@ -50,10 +51,16 @@ class Traffic {
     options_.prefix_reuse = Between(0, 3) != 0;
     options_.hash_identity = "traffic";
     options_.linear_states = Between(0, 1) == 0;
+    options_.state_snapshots = Between(0, 3) * 4;
+    options_.snapshot_tokens = 64 * Between(1, 3);
+    options_.window = Between(0, 1) * Between(1, 130);
     scheduler_ = std::make_unique<Scheduler>(options_);
     twin_ = std::make_unique<Scheduler>(options_);
-    checker_ = std::make_unique<PlanChecker>(options_.blocks, options_.max_sequences,
-                                             options_.max_batch_tokens, options_.linear_states);
+    const int slots = std::min(options_.max_sequences, options_.max_batch_tokens);
+    checker_ = std::make_unique<PlanChecker>(
+        options_.blocks, options_.max_sequences, options_.max_batch_tokens,
+        PlanChecker::LinearStates{options_.linear_states ? slots + options_.state_snapshots : 0,
+                                  options_.window});
   }
 
   void Run(int operations) {
@@ -78,6 +85,7 @@ class Traffic {
 
   int preemptions() const { return preemptions_; }
   int reused() const { return reused_; }
+  int loaded() const { return loaded_; }
   int steps() const { return steps_; }
   int changes() const { return changes_; }
 
@@ -220,7 +228,13 @@ class Traffic {
         }
       }
       if (options_.linear_states) {
-        ASSERT_EQ(s.state_position, live.running ? s.start - 1 : -1);
+        if (live.running) {
+          ASSERT_EQ(s.state_position, s.start - 1);
+          ASSERT_EQ(s.state_load, -1);
+        } else {
+          ASSERT_EQ(s.state_position >= 0, s.state_load >= 0);
+          if (s.state_load >= 0) ++loaded_;
+        }
       }
       CheckPolicies(s, live);
       if (testing::Test::HasFatalFailure()) return;
@@ -275,11 +289,11 @@ class Traffic {
   std::unique_ptr<PlanChecker> checker_;
   std::map<std::uint64_t, Live> live_;
   std::uint64_t next_id_ = 1;
-  int preemptions_ = 0, reused_ = 0, steps_ = 0, changes_ = 0;
+  int preemptions_ = 0, reused_ = 0, loaded_ = 0, steps_ = 0, changes_ = 0;
 };
 
 TEST(SchedulerProperty, RandomTrafficKeepsEveryInvariant) {
-  int preemptions = 0, reused = 0, steps = 0, changes = 0;
+  int preemptions = 0, reused = 0, loaded = 0, steps = 0, changes = 0;
   for (unsigned seed = 0; seed < 60; ++seed) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
     Traffic traffic(seed);
@@ -287,12 +301,14 @@ TEST(SchedulerProperty, RandomTrafficKeepsEveryInvariant) {
     if (HasFailure()) return;
     preemptions += traffic.preemptions();
     reused += traffic.reused();
+    loaded += traffic.loaded();
     steps += traffic.steps();
     changes += traffic.changes();
   }
   // The traffic must have reached what it is meant to test.
   EXPECT_GT(preemptions, 150);
   EXPECT_GT(reused, 300);
+  EXPECT_GT(loaded, 50);  // snapshots of linear states
   EXPECT_GT(steps, 15000);
   EXPECT_GT(changes, 100);  // of sequences that had computed something
 }

@@ -33,7 +33,12 @@ void MakeControllerSeeds(const std::string& directory) {
   other.hedgehog = false;
   other.softmax = true;
   other.cost_weight = 0.5;
-  for (const auto& [name, options] : {std::pair{"hedgehog", FuzzedController()}, {"elu1", other}}) {
+  ControllerOptions paper = FuzzedController();
+  paper.sinks = 0;
+  paper.hedgehog = false;
+  paper.exact_window = paper.linear_all = paper.per_token = paper.paper = paper.mixture = true;
+  for (const auto& [name, options] :
+       {std::pair{"hedgehog", FuzzedController()}, {"elu1", other}, {"paper", paper}}) {
     const std::string path = directory + "/" + name;
     WriteFile(path + "_json", "J" + ControllerJson(config, fingerprint, options).dump());
     WriteFile(path + "_tensors", "T" + SafetensorsBytes(ControllerTensors(config, options)));

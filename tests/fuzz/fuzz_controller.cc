@@ -29,6 +29,8 @@ void NeedError(const absl::Status& status, std::string_view file) {
 void CheckSpec(const ControllerSpec& spec, const ModelConfig& config) {
   Need(spec.window >= 1 && spec.sinks >= 0 && spec.width >= 1 && spec.max_context >= 1);
   Need(spec.eta >= 0 && spec.eta <= 1);
+  Need(spec.features != ControlFeatures::kPaper || spec.max_context >= 2);
+  Need(spec.features != ControlFeatures::kRetrofit || !spec.per_token);
   Need(spec.cost_weight >= 0 && std::isfinite(spec.cost_weight));
   Need(spec.epsilon > 0 && spec.temperature > 0 && std::isfinite(spec.temperature));
   Need(!spec.cost_weight_levels.empty());
@@ -38,6 +40,7 @@ void CheckSpec(const ControllerSpec& spec, const ModelConfig& config) {
       Need(heads.size() == static_cast<std::size_t>(config.kv_heads));
       for (const PerMechanism& triple : heads) {
         for (const float value : triple) Need(std::isfinite(value));
+        Need(!spec.per_token || triple == heads.front());
       }
     }
   }

@@ -77,9 +77,23 @@ Approx Softplus(Approx x) {
   return {value, x.error + value * (kExp + kLog + 3 * kF32) + kTiny};
 }
 
+// |x| / sqrt(D) and the place in the longest context. sqrt halves a relative error and adds a
+// rounding.
+std::vector<Approx> PaperScalars(const ControlInputs& in, int row) {
+  std::vector<Approx> squares;
+  for (int i = row * in.dim; i < (row + 1) * in.dim; ++i) {
+    squares.push_back(Approx(in.x[i]) * in.x[i]);
+  }
+  const Approx mean = Sum(squares) / in.dim;
+  const double root = std::sqrt(mean.value);
+  return {{root, mean.error / (2 * root) * 1.01 + root * kF32},
+          {std::min(1.0, static_cast<double>(in.position[row]) / in.last_position), kF32}};
+}
+
 std::vector<Approx> Scalars(const ControlInputs& in, int row, int head) {
   std::vector<Approx> u = {Log(in.position[row] + 1.0)};
-  for (int i = 0; i < in.group; ++i) {
+  if (in.features == ControlFeatures::kPaper) u = PaperScalars(in, row);
+  for (int i = 0; in.features == ControlFeatures::kRetrofit && i < in.group; ++i) {
     const int index = (row * in.heads + head) * in.group + i;
     const Approx lse = in.near_m[index] + Log(double{in.near_l[index]});
     u.push_back(lse);
@@ -149,17 +163,24 @@ ControlInputs ControlInputs::Rows(int first, int count) const {
   part.far_end = Slice(far_end, tokens, first, count);
   part.route = Slice(route, tokens, first, count);
   for (auto list : {&ControlInputs::projected, &ControlInputs::near_m, &ControlInputs::near_l,
-                    &ControlInputs::near_stats, &ControlInputs::lse_far,
+                    &ControlInputs::near_stats, &ControlInputs::lse_far, &ControlInputs::x,
                     &ControlInputs::cost_weight, &ControlInputs::eta}) {
     part.*list = Slice(this->*list, tokens, first, count);
   }
   return part;
 }
 
-ControlInputs RandomControl(const ControlSizes& sizes, ControllerLink link, std::uint64_t seed) {
+ControlInputs RandomControl(const ControlSizes& sizes, ControllerLink link, std::uint64_t seed,
+                            ControlFeatures features) {
   ControlInputs in;
   static_cast<ControlSizes&>(in) = sizes;
   in.link = link;
+  in.features = features;
+  if (features == ControlFeatures::kPaper) {
+    in.dim = 53;
+    in.last_position = 6000;
+    in.x = Randoms(in.tokens * in.dim, seed + 14);
+  }
   in.temperature = 0.7f;
   std::mt19937_64 engine(seed);
   auto pick = [&](std::initializer_list<float> of) { return of.begin()[engine() % of.size()]; };
@@ -207,18 +228,24 @@ ControlOutputs RunControl(Rig& rig, const ControlInputs& in) {
                                   .far_end = rig.In(in.far_end),
                                   .table_begin = rig.In(std::vector<std::int32_t>{0, 1}),
                                   .blocks = unused,
-                                  .sinks = in.sinks},
+                                  .sinks = in.sinks,
+                                  .linear_all = in.linear_all},
                          .heads = in.heads,
                          .group = in.group,
                          .width = in.width,
                          .state_tokens = in.state_tokens,
+                         .features = in.features,
                          .link = in.link,
+                         .uncertain = in.uncertain,
                          .epsilon = in.epsilon,
                          .temperature = in.temperature,
                          .projected = rig.In(in.projected),
                          .near = {.m = rig.In(in.near_m), .l = rig.In(in.near_l)},
                          .near_stats = rig.In(in.near_stats),
                          .lse_far = rig.In(in.lse_far),
+                         .x = rig.In(in.x),
+                         .dim = in.dim,
+                         .last_position = in.last_position,
                          .scalar_mean = rig.In(in.scalar_mean),
                          .scalar_scale = rig.In(in.scalar_scale),
                          .scalars = rig.In(in.scalars),
@@ -232,16 +259,33 @@ ControlOutputs RunControl(Rig& rig, const ControlInputs& in) {
                          .eta = rig.In(in.eta),
                          .decisions = rig.Space(static_cast<std::size_t>(pairs)),
                          .uncertainty = rig.Floats(pairs),
-                         .margin = rig.Floats(pairs)};
+                         .margin = rig.Floats(pairs),
+                         .weights = rig.Floats(pairs * kMechanisms)};
   rig.kernels().Control(args, rig.stream());
   return {rig.Out<std::uint8_t>(args.decisions, pairs), rig.Out<float>(args.uncertainty, pairs),
-          rig.Out<float>(args.margin, pairs)};
+          rig.Out<float>(args.margin, pairs), rig.Out<float>(args.weights, pairs * kMechanisms)};
 }
+
+namespace {
+
+void ExpectWeights(const std::vector<Approx>& score, ExpectedDecision* expected) {
+  const Approx largest = Largest(score);
+  std::vector<Approx> terms;
+  for (const Approx& s : score) terms.push_back(Exp(s - largest));
+  const Approx sum = Sum(terms);
+  for (int k = 0; k < kMechanisms; ++k) {
+    const Approx weight = terms[k] / sum;
+    expected->weights[k] = weight.value;
+    expected->weights_bound[k] = weight.error + kTiny;
+  }
+}
+
+}  // namespace
 
 ExpectedDecision ExpectDecision(const ControlInputs& in, int row, int head) {
   const std::vector<Approx> log_alpha = LogShares(in, Outputs(in, row, head));
-  const double n = in.position[row] + 1.0, near = n - in.far_end[row] + in.sinks;
-  Approx linear = (Approx(near) + in.state_tokens) / n;
+  const double n = in.position[row] + 1.0, near = n - std::max(0, in.far_end[row] - in.sinks);
+  Approx linear = (Approx(in.linear_all ? 0 : near) + in.state_tokens) / n;
   if (linear.value >= 1) linear = {1.0, linear.error};
   const Approx costs[] = {1.0, linear, Approx(near) / n};
   std::vector<Approx> score, terms;
@@ -263,10 +307,11 @@ ExpectedDecision ExpectDecision(const ControlInputs& in, int row, int head) {
   }
   expected.margin = best - second;
   expected.margin_bound = 2 * off + (std::abs(best) + std::abs(second)) * kF32;
+  ExpectWeights(score, &expected);
   const double eta = in.eta[row];
-  const bool may_be_certain = expected.uncertainty - expected.uncertainty_bound < eta;
-  const bool may_be_uncertain = expected.uncertainty + expected.uncertainty_bound >= eta;
-  expected.allowed[0] = may_be_uncertain;
+  const bool may_be_certain = eta >= 1 || expected.uncertainty - expected.uncertainty_bound < eta;
+  const bool may_be_uncertain = eta < 1 && expected.uncertainty + expected.uncertainty_bound >= eta;
+  expected.allowed[in.uncertain == UncertainPolicy::kMixture ? kMixture : 0] = may_be_uncertain;
   for (int k = 0; k < kMechanisms; ++k) {
     if (may_be_certain && score[k].value >= best - 2 * off) expected.allowed[k] = true;
   }

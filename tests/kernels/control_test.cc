@@ -31,7 +31,7 @@ struct Freedom {
 // Compares all outputs of a step.
 void Check(const ControlInputs& in, const ControlOutputs& actual, const std::string& what,
            Freedom* freedom) {
-  std::vector<double> u, u_bound, margin, margin_bound;
+  std::vector<double> u, u_bound, margin, margin_bound, weights, weights_bound;
   for (int t = 0; t < in.tokens; ++t) {
     for (int h = 0; h < in.heads; ++h) {
       const int i = t * in.heads + h;
@@ -39,6 +39,7 @@ void Check(const ControlInputs& in, const ControlOutputs& actual, const std::str
         EXPECT_EQ(actual.decisions[i], in.Eligible(t) ? in.route[t] : kLocal)
             << what << " row " << t;
         for (auto* list : {&u, &u_bound, &margin, &margin_bound}) list->push_back(0);
+        for (auto* list : {&weights, &weights_bound}) list->insert(list->end(), kMechanisms, 0.0);
         continue;
       }
       const ExpectedDecision expected = ExpectDecision(in, t, h);
@@ -46,6 +47,9 @@ void Check(const ControlInputs& in, const ControlOutputs& actual, const std::str
       u_bound.push_back(expected.uncertainty_bound);
       margin.push_back(expected.margin);
       margin_bound.push_back(expected.margin_bound);
+      weights.insert(weights.end(), std::begin(expected.weights), std::end(expected.weights));
+      weights_bound.insert(weights_bound.end(), std::begin(expected.weights_bound),
+                           std::end(expected.weights_bound));
       EXPECT_TRUE(expected.Allows(actual.decisions[i]))
           << what << " row " << t << " head " << h << ": " << int{actual.decisions[i]}
           << ", margin " << expected.margin << " +- " << expected.margin_bound << ", U "
@@ -56,6 +60,21 @@ void Check(const ControlInputs& in, const ControlOutputs& actual, const std::str
   }
   ExpectWithin(actual.uncertainty, u, u_bound, what + ": U");
   ExpectWithin(actual.margin, margin, margin_bound, what + ": margin");
+  ExpectWithin(actual.weights, weights, weights_bound, what + ": weights");
+}
+
+// No weights: alpha is the same for all three, to the bit.
+ControlInputs Weightless(int tokens, ControllerLink link) {
+  ControlInputs in = RandomControl({tokens, 1, 3, 8}, link, 33);
+  for (auto* weights : {&in.projected, &in.out, &in.out_bias, &in.scalars_skip, &in.offset}) {
+    std::fill(weights->begin(), weights->end(), 0.0f);
+  }
+  std::fill(in.cost_weight.begin(), in.cost_weight.end(), 0.0f);
+  std::fill(in.eta.begin(), in.eta.end(), 2.0f);  // never uncertain
+  std::fill(in.route.begin(), in.route.end(), kRouted);
+  std::fill(in.far_end.begin(), in.far_end.end(), 64);
+  std::fill(in.position.begin(), in.position.end(), 400);
+  return in;
 }
 
 TEST_P(ControlTest, DecisionsFollowTheFormulasWhereverTheirMarginIsAboveTheBound) {
@@ -79,6 +98,86 @@ TEST_P(ControlTest, DecisionsFollowTheFormulasWhereverTheirMarginIsAboveTheBound
   EXPECT_LT(freedom.free, freedom.all / 100);
 }
 
+TEST_P(ControlTest, ScalarsOfEachKindAndMixturesFollowTheFormulas) {
+  Rig rig(GetParam());
+  Freedom freedom;
+  std::int64_t mixtures = 0;
+  for (const ControlFeatures features :
+       {ControlFeatures::kRetrofit, ControlFeatures::kLength, ControlFeatures::kPaper}) {
+    for (const bool all : {false, true}) {
+      for (const int sinks : {0, 4}) {
+        for (const int width : {0, 32}) {
+          ControlInputs in =
+              RandomControl({77, 3, 2, width}, ControllerLink::kSoftplus, 41, features);
+          in.linear_all = all;
+          in.sinks = sinks;
+          in.uncertain = UncertainPolicy::kMixture;
+          if (all) {  // short rows too: near is never more than there is
+            for (int t = 0; t < 20; ++t) in.position[t] = t * 15, in.far_end[t] = 0;
+          }
+          const ControlOutputs actual = RunControl(rig, in);
+          Check(in, actual,
+                absl::StrCat("features ", static_cast<int>(features), all ? " all" : " far",
+                             " sinks ", sinks, " R ", width),
+                &freedom);
+          mixtures += std::count(actual.decisions.begin(), actual.decisions.end(), kMixture);
+        }
+      }
+    }
+  }
+  EXPECT_GT(freedom.all, 2000);
+  EXPECT_LT(freedom.free, freedom.all / 100);
+  EXPECT_GT(mixtures, 500);
+  EXPECT_LT(mixtures, freedom.all);
+}
+
+TEST_P(ControlTest, FeaturesThatNeedNoAttentionReadNone) {
+  Rig rig(GetParam());
+  for (const ControlFeatures features : {ControlFeatures::kLength, ControlFeatures::kPaper}) {
+    ControlInputs in = RandomControl({40, 2, 2, 8}, ControllerLink::kSoftmax, 42, features);
+    const ControlOutputs before = RunControl(rig, in);
+    for (auto* list : {&in.near_m, &in.near_l, &in.near_stats, &in.lse_far}) {
+      std::fill(list->begin(), list->end(), kNan);
+    }
+    const ControlOutputs after = RunControl(rig, in);
+    EXPECT_EQ(after.decisions, before.decisions);
+    ExpectSame(after.weights, before.weights, "weights");
+  }
+}
+
+// U = 1 to the bit, or a rounding above or below: from eta = 1 on the gate is off all the same.
+TEST_P(ControlTest, AtEtaOfOneNoRowIsUncertain) {
+  Rig rig(GetParam());
+  for (const UncertainPolicy policy : {UncertainPolicy::kFull, UncertainPolicy::kMixture}) {
+    ControlInputs in = Weightless(19, ControllerLink::kSoftplus);
+    in.uncertain = policy;
+    in.offset = {-1, -1, 0};
+    std::fill(in.eta.begin(), in.eta.end(), 1.0f);
+    EXPECT_EQ(RunControl(rig, in).decisions, std::vector<std::uint8_t>(19, kLocal));
+    std::fill(in.eta.begin(), in.eta.end(), 0.99f);
+    EXPECT_EQ(RunControl(rig, in).decisions,
+              std::vector<std::uint8_t>(
+                  19, policy == UncertainPolicy::kMixture ? std::uint8_t{kMixture} : kFull));
+  }
+}
+
+TEST_P(ControlTest, WeightsSumToOneAndEndlessOffsetsTakeNoneOrAll) {
+  Rig rig(GetParam());
+  const struct {
+    std::vector<float> offset;
+    std::vector<float> weights;
+  } cases[] = {{{0, 0, 0}, {1 / 3.0f, 1 / 3.0f, 1 / 3.0f}},
+               {{-kInfinity, 2, 2}, {0, 0.5f, 0.5f}},
+               {{kInfinity, 2, 2}, {1, 0, 0}},
+               {{-kInfinity, -kInfinity, -kInfinity}, {1 / 3.0f, 1 / 3.0f, 1 / 3.0f}}};
+  for (const auto& c : cases) {
+    ControlInputs in = Weightless(3, ControllerLink::kSoftmax);
+    in.offset = c.offset;
+    const ControlOutputs actual = RunControl(rig, in);
+    for (int i = 0; i < 9; ++i) EXPECT_NEAR(actual.weights[i], c.weights[i % 3], 1e-6f) << i;
+  }
+}
+
 TEST_P(ControlTest, ARowDoesNotDependOnBatchChunkingOrThreads) {
   Rig rig(GetParam());
   const ControlInputs in = RandomControl({77, 3, 3, 32}, ControllerLink::kSoftplus, 32);
@@ -90,10 +189,12 @@ TEST_P(ControlTest, ARowDoesNotDependOnBatchChunkingOrThreads) {
     pieces.decisions.insert(pieces.decisions.end(), piece.decisions.begin(), piece.decisions.end());
     pieces.uncertainty.insert(pieces.uncertainty.end(), piece.uncertainty.begin(),
                               piece.uncertainty.end());
+    pieces.weights.insert(pieces.weights.end(), piece.weights.begin(), piece.weights.end());
     pieces.margin.insert(pieces.margin.end(), piece.margin.begin(), piece.margin.end());
   }
   ExpectSame(pieces.uncertainty, whole.uncertainty, "U in chunks");
   ExpectSame(pieces.margin, whole.margin, "margin in chunks");
+  ExpectSame(pieces.weights, whole.weights, "weights in chunks");
   EXPECT_EQ(pieces.decisions, whole.decisions);
   BackendParam other = GetParam();
   other.threads = 2;
@@ -102,20 +203,6 @@ TEST_P(ControlTest, ARowDoesNotDependOnBatchChunkingOrThreads) {
   ExpectSame(two.uncertainty, whole.uncertainty, "U on two threads");
   ExpectSame(two.margin, whole.margin, "margin on two threads");
   EXPECT_EQ(two.decisions, whole.decisions);
-}
-
-// No weights: alpha is the same for all three, to the bit.
-ControlInputs Weightless(int tokens, ControllerLink link) {
-  ControlInputs in = RandomControl({tokens, 1, 3, 8}, link, 33);
-  for (auto* weights : {&in.projected, &in.out, &in.out_bias, &in.scalars_skip, &in.offset}) {
-    std::fill(weights->begin(), weights->end(), 0.0f);
-  }
-  std::fill(in.cost_weight.begin(), in.cost_weight.end(), 0.0f);
-  std::fill(in.eta.begin(), in.eta.end(), 2.0f);  // never uncertain
-  std::fill(in.route.begin(), in.route.end(), kRouted);
-  std::fill(in.far_end.begin(), in.far_end.end(), 64);
-  std::fill(in.position.begin(), in.position.end(), 400);
-  return in;
 }
 
 TEST_P(ControlTest, TiesGoToTheLowerIndex) {
@@ -227,6 +314,11 @@ TEST_P(ControlTest, NaNInARowsInputsGivesFullAndUOfOneAndLeavesOtherRowsAlone) {
       EXPECT_EQ(actual.decisions[i], hit ? kFull : before.decisions[i]) << place.name << i;
       EXPECT_EQ(actual.uncertainty[i], hit ? 1.0f : before.uncertainty[i]) << place.name << i;
       EXPECT_EQ(actual.margin[i], hit ? 0.0f : before.margin[i]) << place.name << i;
+      for (int k = 0; k < 3; ++k) {
+        const float weight = k == 0 ? 1.0f : 0.0f;
+        EXPECT_EQ(actual.weights[i * 3 + k], hit ? weight : before.weights[i * 3 + k])
+            << place.name << i;
+      }
     }
   }
 }

@@ -69,6 +69,7 @@ StepRows LinearWorld::Rows(const std::vector<SequenceRows>& sequences,
   for (std::size_t s = 0; s < sequences.size(); ++s) slots.push_back(Slot(static_cast<int>(s)));
   rows.views.linear_end = rig_.In(linear_end);
   rows.views.linear_begin = shape_.all ? 0 : shape_.attention.sinks;
+  rows.views.linear_all = shape_.all;
   rows.views.state_slot = rig_.In(slots);
   rows.views.state_end = rig_.In(state_end);
   return rows;
@@ -85,7 +86,7 @@ std::vector<std::int32_t> LinearWorld::StateEnds(const std::vector<SequenceRows>
 }
 
 bool LinearWorld::Eligible(const StepRows& rows, int row) const {
-  return rows.far_end[row] > shape_.attention.sinks;
+  return shape_.all || rows.far_end[row] > shape_.attention.sinks;
 }
 
 bool LinearWorld::Listed(const StepRows& rows, int row, int head) const {

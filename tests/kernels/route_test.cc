@@ -14,7 +14,8 @@ constexpr auto kLocalByte = static_cast<std::uint8_t>(Mechanism::kLocal);
 
 class RouteTest : public ::testing::TestWithParam<BackendParam> {};
 
-AttentionRows RowsWith(Rig& rig, const std::vector<std::int32_t>& far_end, int sinks) {
+AttentionRows RowsWith(Rig& rig, const std::vector<std::int32_t>& far_end, int sinks,
+                       bool all = false) {
   const auto tokens = static_cast<std::int32_t>(far_end.size());
   const View zeros = rig.In(std::vector<std::int32_t>(far_end.size() + 1));
   return {.tokens = tokens,
@@ -26,7 +27,8 @@ AttentionRows RowsWith(Rig& rig, const std::vector<std::int32_t>& far_end, int s
           .far_end = rig.In(far_end),
           .table_begin = rig.In(std::vector<std::int32_t>{0, 1}),
           .blocks = zeros,
-          .sinks = sinks};
+          .sinks = sinks,
+          .linear_all = all};
 }
 
 TEST_P(RouteTest, EligibleRowsGetTheirRouteOthersLocal) {
@@ -48,6 +50,18 @@ TEST_P(RouteTest, EligibleRowsGetTheirRouteOthersLocal) {
   }
 }
 
+TEST_P(RouteTest, WhereLinearReadsEverythingEveryRowGetsItsRoute) {
+  Rig rig(GetParam());
+  const std::vector<std::uint8_t> route = {kFullByte, kLinearByte, kLocalByte};
+  const View decisions = rig.Space(3);
+  rig.kernels().ForcedRoute({.rows = RowsWith(rig, {0, 0, 64}, 4, true),
+                             .heads = 1,
+                             .route = rig.In(route),
+                             .decisions = decisions},
+                            rig.stream());
+  EXPECT_EQ(rig.Out<std::uint8_t>(decisions, 3), route);
+}
+
 TEST_P(RouteTest, ListsHoldTheRowsOfAMechanismInOrder) {
   Rig rig(GetParam());
   std::mt19937 engine(7);
@@ -56,7 +70,8 @@ TEST_P(RouteTest, ListsHoldTheRowsOfAMechanismInOrder) {
       std::vector<std::int32_t> far_end;
       for (int t = 0; t < tokens; ++t) far_end.push_back(static_cast<int>(engine() % 10) * 64);
       std::vector<std::uint8_t> decisions;
-      for (int i = 0; i < tokens * heads; ++i) decisions.push_back(engine() % 3);
+      for (int i = 0; i < tokens * heads; ++i) decisions.push_back(engine() % 4);
+      const bool mixtures = heads % 2 == 1;
       const std::int64_t capacity = tokens + 2;
       const WorkList list = {.rows = rig.Space(static_cast<std::size_t>(capacity * heads) * 4),
                              .counts = rig.Space(static_cast<std::size_t>(heads) * 4),
@@ -64,6 +79,7 @@ TEST_P(RouteTest, ListsHoldTheRowsOfAMechanismInOrder) {
       rig.kernels().Compact({.rows = RowsWith(rig, far_end, 4),
                              .heads = heads,
                              .mechanism = Mechanism::kLinear,
+                             .mixtures = mixtures,
                              .decisions = rig.In(decisions),
                              .list = list},
                             rig.stream());
@@ -72,7 +88,8 @@ TEST_P(RouteTest, ListsHoldTheRowsOfAMechanismInOrder) {
       for (int h = 0; h < heads; ++h) {
         int count = 0;
         for (int t = 0; t < tokens; ++t) {
-          if (decisions[t * heads + h] != kLinearByte) continue;
+          const std::uint8_t decision = decisions[t * heads + h];
+          if (decision != kLinearByte && !(mixtures && decision == kMixture)) continue;
           EXPECT_EQ(rows[h * capacity + count], t);
           ++count;
         }

@@ -214,6 +214,35 @@ TEST_F(MetricsTest, StepsAreCountedByRankLayerAndMechanism) {
   EXPECT_EQ(Value(text, shadow + ",le=\"0.06\"}"), 2);
 }
 
+TEST_F(MetricsTest, MixturesAndSoftSharesAreCountedByLayerAndWhatTheyWouldCost) {
+  Attach();
+  StepOutput step;
+  step.per_rank.resize(2);
+  step.rank_routing.resize(2);
+  step.rank_routing[1].mixture_rows = 3;
+  step.routing.layers.resize(3);
+  step.routing.layers[1].mixture_rows = 5;
+  step.routing.layers[1].weights = {0.5, 1.25, 0.25};
+  step.routing.layers[1].expected_cost = 0.75;
+  metrics_->OnStep(step, 48);
+  metrics_->OnStep(step, 48);
+  const std::string text = Scrape(metrics_->port()), model = "model_name=\"fake\"";
+  EXPECT_EQ(
+      Value(text, "metattn_rank_routed_rows_total{mechanism=\"mixture\"," + model + ",rank=\"1\"}"),
+      6);
+  const auto by_layer = [&](const char* family, const char* layer, const char* mechanism) {
+    return Value(text, std::string("metattn_layer_") + family + "_rows_total{layer=\"" + layer +
+                           "\",mechanism=\"" + mechanism + "\"," + model + "}");
+  };
+  EXPECT_EQ(by_layer("routed", "1", "mixture"), 10);
+  EXPECT_EQ(by_layer("routed", "2", "mixture"), 0);
+  EXPECT_EQ(by_layer("soft", "1", "full"), 1);
+  EXPECT_EQ(by_layer("soft", "1", "linear"), 2.5);
+  EXPECT_EQ(by_layer("soft", "1", "local"), 0.5);
+  EXPECT_EQ(by_layer("soft", "0", "local"), 0);
+  EXPECT_EQ(Value(text, "metattn_layer_expected_cost_total{layer=\"1\"," + model + "}"), 1.5);
+}
+
 TEST_F(MetricsTest, RequestsAreCountedWithTheirTimes) {
   Attach();
   metrics_->OnFirstToken(0.02);

@@ -73,7 +73,8 @@ Json Triples(const ModelConfig& c, const std::function<Json(int layer, int head)
 
 std::vector<SafetensorsEntry> ControllerTensors(const ModelConfig& c, const ControllerOptions& o) {
   const std::int64_t heads = c.heads, kv = c.kv_heads, d = c.head_dim, width = o.width;
-  const std::int64_t scalars = 1 + 4 * c.group();
+  const std::int64_t deciders = o.per_token ? 1 : kv;
+  const std::int64_t scalars = o.paper ? 2 : o.per_token ? 1 : 1 + 4 * c.group();
   const double row = 1 / std::sqrt(static_cast<double>(c.hidden));
   const double in = 1 / std::sqrt(static_cast<double>(scalars));
   const double out = 1 / std::sqrt(static_cast<double>(width));
@@ -88,14 +89,15 @@ std::vector<SafetensorsEntry> ControllerTensors(const ModelConfig& c, const Cont
     make.Add(p + "linear.log_gain", DType::kF32, {heads}, o.hedgehog ? -3.0 : -7.0, 0.3);
     make.Add(p + "linear.kappa", DType::kF32, {heads}, 1.0, 0.05);
     make.Add(p + "controller.x", DType::kBF16, {width, c.hidden}, 0, row);
-    make.Add(p + "controller.x_skip", DType::kBF16, {kv, kMechanisms, c.hidden}, 0, 2 * row);
-    make.Add(p + "controller.scalar_mean", DType::kF32, {kv, scalars}, 1, 0.5);
-    make.Add(p + "controller.scalar_scale", DType::kF32, {kv, scalars}, 0.3, 0.05);
-    make.Add(p + "controller.scalars", DType::kF32, {kv, width, scalars}, 0, in);
-    make.Add(p + "controller.bias", DType::kF32, {kv, width}, 0, 0.3);
-    make.Add(p + "controller.out", DType::kF32, {kv, kMechanisms, width}, 0, out);
-    make.Add(p + "controller.out_bias", DType::kF32, {kv, kMechanisms}, 0, 0.3);
-    make.Add(p + "controller.scalars_skip", DType::kF32, {kv, kMechanisms, scalars}, 0, 0.5 * in);
+    make.Add(p + "controller.x_skip", DType::kBF16, {deciders, kMechanisms, c.hidden}, 0, 2 * row);
+    make.Add(p + "controller.scalar_mean", DType::kF32, {deciders, scalars}, 1, 0.5);
+    make.Add(p + "controller.scalar_scale", DType::kF32, {deciders, scalars}, 0.3, 0.05);
+    make.Add(p + "controller.scalars", DType::kF32, {deciders, width, scalars}, 0, in);
+    make.Add(p + "controller.bias", DType::kF32, {deciders, width}, 0, 0.3);
+    make.Add(p + "controller.out", DType::kF32, {deciders, kMechanisms, width}, 0, out);
+    make.Add(p + "controller.out_bias", DType::kF32, {deciders, kMechanisms}, 0, 0.3);
+    make.Add(p + "controller.scalars_skip", DType::kF32, {deciders, kMechanisms, scalars}, 0,
+             0.5 * in);
   }
   if (o.edit_tensors) o.edit_tensors(make.list);
   return std::move(make.list);
@@ -109,10 +111,10 @@ Json ControllerJson(const ModelConfig& c, const std::string& fingerprint,
                {"window", o.window},
                {"sinks", o.sinks},
                {"block", 64},
-               {"window_scope", "block"},
-               {"linear_scope", "far"},
-               {"decisions", "kv_head"},
-               {"features", "retrofit"},
+               {"window_scope", o.exact_window ? "exact" : "block"},
+               {"linear_scope", o.linear_all ? "all" : "far"},
+               {"decisions", o.per_token ? "token" : "kv_head"},
+               {"features", o.paper ? "paper" : "retrofit"},
                {"hidden_width", o.width},
                {"activation", "gelu_tanh"},
                {"link", o.softmax ? "softmax" : "softplus"},
@@ -120,7 +122,7 @@ Json ControllerJson(const ModelConfig& c, const std::string& fingerprint,
                {"temperature", 1.5},
                {"feature_map", o.hedgehog ? "hedgehog" : "elu1"},
                {"eta", o.eta},
-               {"uncertain_policy", "full"},
+               {"uncertain_policy", o.mixture ? "mixture" : "full"},
                {"cost_weight", o.cost_weight},
                {"cost_weight_levels", {0.0, 0.5, 1.0, 2.0}},
                {"training", {{"seed", o.seed}, {"texts", {"none"}}}}};
@@ -131,8 +133,8 @@ Json ControllerJson(const ModelConfig& c, const std::string& fingerprint,
                         {"kv_heads", c.kv_heads},
                         {"head_dim", c.head_dim},
                         {"vocab", c.vocab}};
-  json["offsets"] = Triples(c, [](int layer, int head) {
-    return Json{0.05 * layer, -0.125, 0.25 * (head % 2)};
+  json["offsets"] = Triples(c, [&](int layer, int head) {
+    return Json{0.05 * layer, -0.125, o.per_token ? 0.0 : 0.25 * (head % 2)};
   });
   json["mix"] = Triples(c, [](int, int) { return Json{0.25, 0.5, 0.25}; });
   if (o.edit_json) o.edit_json(json);

@@ -20,6 +20,10 @@ struct ControllerOptions {
   int window = 64, sinks = 4;
   bool hedgehog = true;  // else elu1
   bool softmax = false;  // link; else softplus
+  bool exact_window = false, linear_all = false;
+  bool per_token = false;  // decisions
+  bool paper = false;      // features
+  bool mixture = false;    // uncertain policy
   double eta = 1.0, cost_weight = 0.0;
   // Called last on the whole document and on the list of tensors.
   std::function<void(nlohmann::json&)> edit_json;

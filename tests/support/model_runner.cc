@@ -21,6 +21,7 @@ WorkerLimits LimitsFor(std::size_t tokens, const RunnerOptions& options) {
   limits.max_sequences = 1 + options.company;
   limits.max_batch_tokens = options.chunk * limits.max_sequences;
   limits.max_logit_rows = options.chunk;
+  limits.state_snapshots = options.snapshots ? limits.max_sequences : 0;
   limits.max_context = static_cast<int>(tokens);
   limits.min_blocks = BlocksFor(tokens) * limits.max_sequences;
   limits.max_blocks = limits.min_blocks;
@@ -46,6 +47,12 @@ void AddSequence(int index, std::span<const std::int32_t> tokens, std::int32_t b
   std::iota(s.blocks.rbegin(), s.blocks.rend(), index * static_cast<int>(s.blocks.size()));
   s.state_slot = options.company - index;
   s.state_position = options.rebuild_states ? -1 : begin - 1;
+  if (options.snapshots) {
+    const std::int32_t sequences = options.company + 1;
+    s.state_slot = (s.state_slot + begin / options.chunk) % sequences;
+    s.state_save = sequences + index;
+    if (begin > 0) s.state_load = s.state_save;
+  }
   plan.sequences.push_back(std::move(s));
   const RoutePolicy others[] = {{options.controller.empty() ? Route::kFull : Route::kLinear, 0, 0},
                                 {Route::kLocal, 0, 0}};

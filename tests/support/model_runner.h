@@ -25,6 +25,7 @@ struct RunnerOptions {
   int sinks = 4;
   std::int32_t chunk = 64;      // rows of a step
   bool rebuild_states = false;  // every step builds its linear states from the pages
+  bool snapshots = false;       // every step loads its linear states from a copy, into other slots
   int company = 0;  // other sequences in every step, under other policies; not in the output
   int repeats = 1;  // the tokens again through the same worker; the last time counts
   std::string record_decisions;  // directories; empty: neither

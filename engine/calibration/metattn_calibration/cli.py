@@ -10,8 +10,9 @@ from . import checkpoint, data, evaluate, export, pipeline, untrained
 from .errors import CalibrationError
 from .model import Model
 from .paper import command as paper
-from .paper import report
+from .paper import report as paper_report
 from .prompts import HELD_OUT, PASS_KEYS
+from .report import command as report
 
 
 def _untrained(args):
@@ -44,7 +45,7 @@ def _eval(args):
 def _paper(args):
     options = paper.Options(args.out, args.text, args.minutes, args.steps, args.seed, args.beta_elbo, args.engine,
                             args.engine_device, windows=args.windows, quiet=args.quiet)
-    print(report.markdown(paper.run(options)), end="")
+    print(paper_report.markdown(paper.run(options)), end="")
 
 
 def parser():
@@ -80,6 +81,7 @@ def parser():
     sub.add_argument("--full-offset", type=float, default=0.0, help="added to every offset of full")
     sub.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 where the CPU has it")
     sub.set_defaults(run=_eval)
+    report.add_arguments(commands.add_parser("report", help="Markdown, plots and JSON: what a controller costs and saves"))
     sub = commands.add_parser("untrained", help="write a valid but random controller, for tests of the engine")
     sub.add_argument("--model", required=True)
     sub.add_argument("--out", required=True)

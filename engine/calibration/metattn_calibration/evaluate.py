@@ -44,14 +44,18 @@ def excerpts(source, length, count):
     return [source.ids[b:b + length] for b in (room * i // max(1, count - 1) for i in range(min(count, 1 + room)))]
 
 
-def on_texts(subject, found, length, count, decide=None):
-    """-> {text name: delta, error, share}, "all" included."""
+def on_texts(subject, found, length, count, decide=None, known=None):
+    """-> {text name: delta, error, share}, "all" included. known: a dictionary that keeps the unmodified model's losses from
+    one call to the next, for several subjects of one model on the same texts."""
+    known = {} if known is None else known
     model, everything, out, all_counts, dense_sum = subject.model, [], {}, 0, 0.0
     for source in found:
         differences, counts = [], 0
-        for ids in excerpts(source, length, count):
-            with torch.no_grad():
-                dense = model.nll(model.dense(ids), ids)
+        for number, ids in enumerate(excerpts(source, length, count)):
+            key = source.name, length, count, number
+            if key not in known:
+                known[key] = losses(model, full_attention, ids)
+            dense = known[key]
             routed = subject.routed(decide)
             differences.append(losses(model, routed, ids) - dense)
             counts, dense_sum = counts + routed.counts, dense_sum + dense.sum().item()
@@ -78,13 +82,18 @@ def answers(model, attention, prompt):
     return bool((model.logits(hidden).argmax(-1) == prompt.ids[-n:]).all())
 
 
+def pass_key_trial(tokenizer, source, form, length, trial):
+    """-> Needle, Prompt of one trial; depths are spread evenly over ten."""
+    rng = random.Random(f"{form}/{length}/{trial}")
+    needle = prompts.Needle(form, prompts.digits(5, rng), (trial % 10 + 0.5) / 10)
+    return needle, prompts.pass_key(tokenizer, source, length, rng, needle)
+
+
 def on_pass_keys(subject, source, length, form, trials):
     """-> counts of the unmodified and the routed model over depths spread evenly."""
     model, out, counts = subject.model, {"trials": trials, "dense": 0, "routed": 0, "both": 0}, 0
     for trial in range(trials):
-        rng = random.Random(f"{form}/{length}/{trial}")
-        needle = prompts.Needle(form, prompts.digits(5, rng), (trial % 10 + 0.5) / 10)
-        prompt = prompts.pass_key(subject.tokenizer, source, length, rng, needle)
+        _, prompt = pass_key_trial(subject.tokenizer, source, form, length, trial)
         routed = subject.routed()
         dense_ok, routed_ok = answers(model, full_attention, prompt), answers(model, routed, prompt)
         out["dense"] += dense_ok

@@ -63,10 +63,10 @@ class RoutedAttention:
     """
 
     def __init__(self, retrofit, policy=None, decide=None):
-        config_heads = retrofit.controllers[0].scalars.shape[0]
-        self.retrofit, self.policy = retrofit, policy or Policy.neutral(len(retrofit.maps), config_heads)
+        policy = policy or Policy.neutral(len(retrofit.maps), retrofit.controllers[0].scalars.shape[0])
+        self.retrofit, self.policy, kv_heads = retrofit, policy, policy.offsets.shape[1]
         self.decide = decide or self._controlled
-        self.counts = torch.zeros(len(retrofit.maps), config_heads, 3, dtype=torch.int64)
+        self.counts = torch.zeros(len(retrofit.maps), kv_heads, 3, dtype=torch.int64)
 
     def _controlled(self, layer, rows, x, q, k, v):
         return self.policy.decide(layer, self.retrofit.controllers[layer](x[self.retrofit.geometry.first:], rows.scalars))

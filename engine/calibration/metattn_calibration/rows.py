@@ -28,13 +28,13 @@ class Sample:
 
 
 @torch.no_grad()
-def collect(job, texts, lengths=LENGTHS):
-    """Not saved: collecting again gives the same rows."""
+def collect(job, texts, lengths=LENGTHS, draw=prompts.mixed):
+    """Not saved: collecting again gives the same rows. draw(tokenizer, sources, length, rng) -> kind, prompt."""
     stage, run, retrofit, config = "rows", job.run, job.retrofit, job.model.config
     first, kv_heads, parts, weights = retrofit.geometry.first, config.kv_heads, [[] for _ in range(config.layers)], []
     for step in range(texts):
         length = lengths[step % len(lengths)]
-        kind, prompt = prompts.mixed(job.tokenizer, job.found, length, run.rng(stage, step))
+        kind, prompt = draw(job.tokenizer, job.found, length, run.rng(stage, step))
         eligible = prompt.weights[first:]
         kept = (torch.rand(len(eligible), generator=run.generator(stage, step)) < KEEP) | (eligible > 1)
         kept = kept.nonzero()[:, 0]

@@ -122,6 +122,79 @@ TEST_F(ControllerFileTest, Elu1HasNoMapsAndTheLinkMayBeSoftmax) {
   EXPECT_NE((*file)->Find(0, "linear.kappa"), nullptr);
 }
 
+ControllerOptions PaperSetting() {
+  return {.window = 20,
+          .sinks = 0,
+          .hedgehog = false,
+          .exact_window = true,
+          .linear_all = true,
+          .per_token = true,
+          .paper = true,
+          .mixture = true,
+          .eta = 0};
+}
+
+TEST_F(ControllerFileTest, ThePapersSettingIsReadWithOneDecisionPerToken) {
+  const auto file = Open(Write(PaperSetting()));
+  ASSERT_THAT(file, Succeeds());
+  const ControllerSpec& spec = (*file)->spec();
+  EXPECT_TRUE(spec.exact_window);
+  EXPECT_TRUE(spec.linear_all);
+  EXPECT_TRUE(spec.per_token);
+  EXPECT_EQ(spec.features, ControlFeatures::kPaper);
+  EXPECT_EQ(spec.uncertain, UncertainPolicy::kMixture);
+  EXPECT_EQ(spec.sinks, 0);
+  EXPECT_EQ(spec.eta, 0);
+  using Shape = std::vector<std::int64_t>;
+  EXPECT_EQ((*file)->Find(1, "controller.scalars")->shape, (Shape{1, 8, 2}));
+  EXPECT_EQ((*file)->Find(1, "controller.x_skip")->shape, (Shape{1, 3, 32}));
+  EXPECT_EQ((*file)->Find(1, "linear.kappa")->shape, (Shape{4}));
+}
+
+TEST_F(ControllerFileTest, EachPartOfThePapersSettingCanBeHadAlone) {
+  ControllerOptions options;
+  options.exact_window = true;
+  EXPECT_THAT(Open(Write(options)), Succeeds());
+  options = {.linear_all = true};
+  EXPECT_THAT(Open(Write(options)), Succeeds());
+  options = {.per_token = true};  // of the retrofit scalars only log n is a token's
+  const auto token = Open(Write(options));
+  ASSERT_THAT(token, Succeeds());
+  EXPECT_EQ((*token)->spec().features, ControlFeatures::kLength);
+  EXPECT_EQ((*token)->Find(0, "controller.scalar_mean")->shape, (std::vector<std::int64_t>{1, 1}));
+  options = {.paper = true};  // per KV head
+  const auto paper = Open(Write(options));
+  ASSERT_THAT(paper, Succeeds());
+  EXPECT_EQ((*paper)->Find(0, "controller.scalar_mean")->shape, (std::vector<std::int64_t>{2, 2}));
+  options = {.mixture = true};
+  EXPECT_THAT(Open(Write(options)), Succeeds());
+}
+
+TEST_F(ControllerFileTest, WhatContradictsDecisionsPerTokenIsRefusedByName) {
+  ControllerOptions options = PaperSetting();
+  options.per_token = false;  // tensors of every KV head
+  options.edit_json = [](Json& j) {
+    j["decisions"] = "token";
+    j["offsets"][0][1] = j["offsets"][0][0];
+    j["offsets"][1][1] = j["offsets"][1][0];
+  };
+  EXPECT_THAT(Open(Write(options)),
+              Fails(Code::kInvalidArgument, "tensor layers.0.controller.x_skip has shape"));
+  for (const std::string key : {"offsets", "mix"}) {
+    options = PaperSetting();
+    options.edit_json = [&](Json& j) { j[key][1][1] = {0.5, 0.25, 0.25}; };
+    const absl::Status status = Open(Write(options)).status();
+    EXPECT_THAT(status, Fails(Code::kInvalidArgument, key + "[1][1] must be that of KV head 0"));
+    EXPECT_THAT(status, Fails(Code::kInvalidArgument, "/controller.json"));
+  }
+  options = PaperSetting();
+  options.edit_json = [](Json& j) { j["max_context"] = 1; };
+  EXPECT_THAT(Open(Write(options)),
+              Fails(Code::kInvalidArgument, "'max_context' must be at least 2"));
+  options.paper = false;
+  EXPECT_THAT(Open(Write(options)), Succeeds()) << "nothing divides by it";
+}
+
 TEST_F(ControllerFileTest, TheDigestDiffersWithAnyByteOfEitherFile) {
   const std::string directory = Write();
   const auto digest = [&] {
@@ -254,12 +327,17 @@ TEST_F(ControllerFileTest, EveryWrongValueIsRefusedByName) {
       {"version", "1", kBad, "'version'"},
       {"format", "other", kUnknown, "'format' is 'other'"},
       {"block", 32, kUnknown, "'block' is 32"},
-      {"window_scope", "exact", kUnknown, "'window_scope'"},
-      {"linear_scope", "all", kUnknown, "'linear_scope'"},
-      {"decisions", "token", kUnknown, "'decisions'"},
-      {"features", "paper", kUnknown, "'features'"},
+      {"window_scope", "half", kUnknown, "knows 'block' and 'exact'"},
+      {"window_scope", 1, kBad, "'window_scope'"},
+      {"linear_scope", "near", kUnknown, "knows 'far' and 'all'"},
+      {"linear_scope", Json(), kBad, "'linear_scope' is missing"},
+      {"decisions", "layer", kUnknown, "knows 'kv_head' and 'token'"},
+      {"decisions", true, kBad, "'decisions'"},
+      {"features", "all", kUnknown, "knows 'retrofit' and 'paper'"},
+      {"features", Json::array(), kBad, "'features'"},
       {"activation", "relu", kUnknown, "'activation'"},
-      {"uncertain_policy", "coin", kUnknown, "'uncertain_policy'"},
+      {"uncertain_policy", "coin", kUnknown, "knows 'full' and 'mixture'"},
+      {"uncertain_policy", 3, kBad, "'uncertain_policy'"},
       {"link", "probit", kUnknown, "'link'"},
       {"feature_map", "relu", kUnknown, "'feature_map'"},
       {"eta", 1.01, kBad, "'eta' must be a number from 0 to 1"},

@@ -12,6 +12,8 @@
 #include <tuple>
 #include <vector>
 
+#include "kernels/routing_ops.h"
+
 namespace metattn {
 namespace {
 
@@ -107,6 +109,19 @@ TEST_F(DecisionLog, WhatTwoRanksRecordedInTwoStepsIsReplayedByOneInOne) {
   const absl::Status status = (*replay)->Decide(unknown.Rows(), decisions);
   EXPECT_EQ(status.code(), absl::StatusCode::kNotFound);
   EXPECT_THAT(std::string(status.message()), testing::HasSubstr("request 7, position 34"));
+}
+
+TEST_F(DecisionLog, MixturesAreRecordedButNotReplayed) {
+  auto recorder = RecordDecisions({directory_, 1, kLayers, kHeads, 2, 3});
+  ASSERT_TRUE(recorder.ok()) << recorder.status();
+  const Step step(4, 6);
+  std::vector<std::uint8_t> decisions(2 * kLayers, 0);
+  decisions[2 * 2 + 1] = kMixture;  // layer 2, position 5
+  ASSERT_TRUE((*recorder)->Record(step.Rows(2, 3), decisions).ok());
+  const auto replay = ReplayDecisions(directory_, kLayers, kHeads);
+  EXPECT_EQ(replay.status().code(), absl::StatusCode::kUnimplemented);
+  EXPECT_THAT(std::string(replay.status().message()),
+              testing::HasSubstr("request 7, position 5, layer 2, KV head 2 mixed mechanisms"));
 }
 
 TEST_F(DecisionLog, DamagedAndForeignLogsAreRefusedByName) {

@@ -13,7 +13,7 @@ namespace {
 StepPlan Example() {
   StepPlan plan;
   plan.step = 9;
-  plan.sequences = {{41, 64, 2, {3, 5}, 6, 63}, {42, 0, 1, {7}, 2, -1}};
+  plan.sequences = {{41, 64, 2, {3, 5}, 6, 63, 9, 10}, {42, 0, 1, {7}, 2, -1}};
   plan.tokens = {10, 11, 12};
   plan.policy = {{}, {Route::kRouted, 0.5f, 0.98f}, {Route::kLocal}};
   plan.logit_rows = {1, 2};
@@ -31,7 +31,10 @@ TEST(StepPlan, ComesBackAsItWasSent) {
   EXPECT_THAT(plan->sequences[0].blocks, ::testing::ElementsAre(3, 5));
   EXPECT_EQ(plan->sequences[0].state_slot, 6);
   EXPECT_EQ(plan->sequences[0].state_position, 63);
+  EXPECT_EQ(plan->sequences[0].state_load, 9);
+  EXPECT_EQ(plan->sequences[0].state_save, 10);
   EXPECT_EQ(plan->sequences[1].state_slot, 2);
+  EXPECT_EQ(plan->sequences[1].state_load, -1);
   EXPECT_EQ(plan->sequences[1].state_position, -1);
   EXPECT_EQ(plan->tokens, Example().tokens);
   EXPECT_EQ(plan->policy, Example().policy);
@@ -103,7 +106,11 @@ TEST(StepPlan, StatesOfLaterPositionsAreRefused) {
   EXPECT_TRUE(refused([](StepSequence& s) { s.state_position = 64; }));
   EXPECT_TRUE(refused([](StepSequence& s) { s.state_position = -2; }));
   EXPECT_TRUE(refused([](StepSequence& s) { s.state_slot = -1; }));
-  EXPECT_FALSE(refused([](StepSequence& s) { s.state_position = -1; }));
+  EXPECT_TRUE(refused([](StepSequence& s) { s.state_load = -2; }));
+  EXPECT_TRUE(refused([](StepSequence& s) { s.state_save = -2; }));
+  EXPECT_TRUE(refused([](StepSequence& s) { s.state_load = 1, s.state_position = -1; }));
+  EXPECT_FALSE(refused([](StepSequence& s) { s.state_load = s.state_save = 3; }));
+  EXPECT_FALSE(refused([](StepSequence& s) { s.state_position = s.state_load = -1; }));
   EXPECT_FALSE(refused([](StepSequence& s) { s.state_position = 10; })) << "it can be advanced";
 }
 

@@ -84,7 +84,7 @@ def run(options):
                "text": {"name": name, "kind": kind, "train": len(ids), "windows": len(cut), "sha256": settings["text"]}}
     for key, link in LINKS.items():
         began = time.monotonic()
-        model = train.train(job, key, link, setting, ids, steps, options.beta_elbo)
+        model = train.train(job, key, link, train.Task(setting, ids, steps, options.beta_elbo))
         job.log(key, seconds=round(time.monotonic() - began))
         shares = measure.mix(model, cut) if link else None
         export.write(model, out / key, shares, {"model": key, **facts, "text": results["text"]})

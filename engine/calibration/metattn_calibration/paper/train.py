@@ -1,5 +1,6 @@
 """Training of the paper's models: loss of the text, and for the Dirichlet model KL to the cost-aware prior."""
 
+import dataclasses
 import math
 
 import torch
@@ -50,9 +51,18 @@ def rate(step, steps):
     return RATE * (0.1 + 0.45 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))))
 
 
-def train(run, name, link, setting, ids, steps, beta_elbo=BETA_ELBO):
+@dataclasses.dataclass
+class Task:
+    """What every model of a run has in common."""
+    setting: object
+    ids: torch.Tensor
+    steps: int
+    beta_elbo: float = BETA_ELBO
+
+
+def train(run, name, link, task):
     """One model, resumed where `run` has a state of it. Every model sees the same batches."""
-    model = PaperModel.fresh(setting, link, run.settings["seed"])
+    steps, model = task.steps, PaperModel.fresh(task.setting, link, run.settings["seed"])
     parameters = model.parameters()
     matrices, vectors = [[p for p in parameters if (p.dim() > 1) == wide] for wide in (True, False)]
     optimiser = torch.optim.AdamW([{"params": matrices, "weight_decay": DECAY}, {"params": vectors, "weight_decay": 0.0}],
@@ -67,8 +77,8 @@ def train(run, name, link, setting, ids, steps, beta_elbo=BETA_ELBO):
     for step in range(begin, steps):
         for group in optimiser.param_groups:
             group["lr"] = rate(step, steps)
-        batch = excerpts(ids, setting.length, BATCH, run.generator("paper", step))
-        total, loss, kl = objective(model, batch, beta_elbo)
+        batch = excerpts(task.ids, task.setting.length, BATCH, run.generator("paper", step))
+        total, loss, kl = objective(model, batch, task.beta_elbo)
         optimiser.zero_grad(set_to_none=True)
         total.backward()
         torch.nn.utils.clip_grad_norm_(parameters, CLIP)
