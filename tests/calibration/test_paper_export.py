@@ -1,6 +1,8 @@
 """`metattn-calibrate paper` as a user calls it; what it exports is what it measured."""
 
 import json
+import os
+import pathlib
 import random
 
 import pytest
@@ -13,6 +15,8 @@ from metattn_calibration.model import Model
 from metattn_calibration.paper import command, engine, export, mechanisms, measure
 from metattn_calibration.paper.model import LINKS
 
+ENGINE = pathlib.Path(os.environ.get("METATTN_BINARY") or
+                      pathlib.Path(__file__).resolve().parents[2] / "build" / "release" / "metattn")
 WORDS = "the whale and a ship sailed over cold water while captain counted birds; naïve café".split()
 
 
@@ -193,6 +197,26 @@ def test_a_controller_of_a_retrofit_is_refused(trained, tmp_path):
     file.write_text(file.read_text().replace('"exact"', '"block"'))
     with pytest.raises(CalibrationError, match="controller.json.*paper"):
         export.read(tmp_path / "m")
+
+
+@pytest.mark.skipif(not ENGINE.exists(), reason="no built engine: build/release/metattn or METATTN_BINARY")
+@pytest.mark.parametrize("link", LINKS)
+def test_the_engine_gives_the_same_loss_and_routing(link, story, tmp_path):
+    model = lively(link)
+    text = data.named_text(story)[1][:40 * SMALL.length]
+    (tmp_path / "t.txt").write_text(text, encoding="utf-8")
+    cut = measure.windows(command.tokens(text), SMALL.length)
+    export.write(model, tmp_path / "m", measure.mix(model, cut) if link else None, {})
+    read = export.read(tmp_path / "m")
+    for eta in (0.0, 0.9, 1.0) if link else (0.0,):
+        ours = measure.evaluate(read, cut, eta)
+        theirs = engine.evaluate(ENGINE, tmp_path / "m", tmp_path / "t.txt", SMALL.length,
+                                 ("--eta", str(eta)) if link else ())
+        assert theirs["predictions"] == ours["predictions"]
+        assert abs(theirs["nll"] - ours["nll"]) < 1e-4 * max(1, ours["nll"])
+        if link:
+            assert abs(theirs["mixture"] - ours["mixture"]) < 2e-3 and abs(theirs["uncertainty"] - ours["entropy"]) < 1e-4
+            assert abs(theirs["expected_cost"] - ours["expected_read"]) < 1e-4
 
 
 @pytest.mark.parametrize("body,word", [("echo 'no such flag' >&2; exit 3", "3: no such flag"), ("echo hello", "JSON")])

@@ -11,6 +11,9 @@ DIFFERENCES = (
     "The paper gives its cost under hard routing, projected; here are the soft mixture's and the hard choice's.",
     "\"Read\" replaces the constants by what a row reads over dense at its position (T = {length}): linear's state equals "
     "{state:.0f} tokens of K and V, so it saves nothing in the first half of such a context; a mixed row reads everything.",
+    "The engine's bytes are what its kernels touch: the window is read for every row (it is the start of full and local), linear's "
+    "odds for every row, and linear reads the keys of the 64-token page that is not in the state yet, here all of them. "
+    "A mixed row reads all three mechanisms. None of that is in the paper's constants.",
 )
 
 

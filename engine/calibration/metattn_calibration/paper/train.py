@@ -34,7 +34,7 @@ def objective(model, batch, beta_elbo):
     if model.link != "softplus":
         return loss, loss, 0.0
     kl = prior_kl(out.concentrations)
-    return loss + beta_elbo * kl, loss, kl
+    return loss + beta_elbo * kl, loss, kl.detach()
 
 
 def excerpts(ids, length, count, generator):
