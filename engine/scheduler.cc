@@ -154,7 +154,7 @@ std::int64_t Scheduler::State::StateTokens(std::int64_t position) const {
   return NearBegin(static_cast<std::int32_t>(position), options.window);
 }
 
-// The longest snapshot of a sequence's found blocks; its first row must not be ahead of it.
+// The longest snapshot of a sequence's found blocks that is not ahead of its first row.
 void Scheduler::State::LoadState(Sequence& s) {
   s.state_slot = free_slots.back();
   free_slots.pop_back();

@@ -6,10 +6,10 @@
 //   base_model {fingerprint (fingerprint.h), layers, hidden, heads, kv_heads, head_dim, vocab}
 //   max_context   longest context it was trained for, tokens
 //   window, sinks, block (64)      the near partial, tokens
-//   window_scope "block" | "exact"   the window begins at a block's first token, or is `window`
-//   long linear_scope "far" | "all"       linear attention reads what the near partial does not,
-//   merged
-//                                    with it; or every position, instead of it
+//   window_scope "block" | "exact"   the near window begins at a block's first token; or has
+//                                    `window` tokens
+//   linear_scope "far" | "all"       linear attention reads what the near partial does not and is
+//                                    merged with it; or reads every position, instead of it
 //   decisions "kv_head" | "token"    token: one for all KV heads
 //   features "retrofit" | "paper"    the scalars (ControlFeatures in kernels/routing_ops.h)
 //   hidden_width R, activation "gelu_tanh"
