@@ -85,3 +85,18 @@ def test_an_uncertain_row_goes_to_full_and_offsets_move_the_others():
     policy.eta = 1.1
     policy.offsets[0, 0, 0] = -5.0
     assert policy.decide(0, b).tolist() == [[1, 1, 1]]
+
+
+def test_unfolding_a_controller_that_was_read_changes_no_concentration_and_folds_back():
+    plain, (x, s) = trained(), drawn()
+    with torch.no_grad():
+        read = Controller(HIDDEN, GROUP, KV_HEADS, WIDTH)
+        for name, value in plain.folded().items():
+            getattr(read, name).copy_(value)
+        expected = read(x, s)
+        folded = {n: t.clone() for n, t in read.folded().items()}
+        read.unfold(torch.randn(60, HIDDEN) * 5 - 2)
+        assert read.x_mean.abs().max() > 1
+        assert torch.allclose(read(x, s), expected, rtol=1e-4, atol=1e-5)
+        for name, value in read.folded().items():
+            assert torch.allclose(value, folded[name], rtol=1e-4, atol=1e-5), name

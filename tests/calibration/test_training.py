@@ -130,6 +130,15 @@ def test_tuning_lowers_the_divergence_from_the_teacher(job):
     assert sum(s["kl"] for s in steps[-6:]) < sum(s["kl"] for s in steps[:6])
 
 
+def test_the_price_of_full_follows_the_share_at_each_length(job):
+    tune.train(job, torch.zeros(2, 2, 3), 8, 0.2, LENGTHS)
+    expected = dict.fromkeys(LENGTHS, tune.PRICE_START)
+    for step in log_of(job, "tune"):
+        assert step["price"] == pytest.approx(expected[step["length"]])
+        expected[step["length"]] = max(0.0, step["price"] + tune.PRICE_STEP * (step["full"] - 0.2))
+    assert expected[LENGTHS[0]] != expected[LENGTHS[1]]
+
+
 def test_the_gradient_of_the_divergence_is_that_of_autograd(loaded):
     model = Model(loaded, torch.float64)
     torch.manual_seed(0)
@@ -205,6 +214,20 @@ def test_an_interrupted_run_ends_like_an_undisturbed_one(options, tmp_path, monk
     monkeypatch.setattr(run.Run, "progress", progress)
     pipeline.train(broken)
     assert result(broken) == result(options)
+
+
+def test_a_run_that_starts_from_a_controller_only_tunes_it_and_settles(options, tmp_path, loaded):
+    pipeline.train(options)
+    further = dataclasses.replace(options, out=str(tmp_path / "further"), start=options.out)
+    pipeline.train(further)
+    log = (pipeline.pathlib.Path(further.out) / pipeline.UNFINISHED / "log.jsonl").read_text().splitlines()
+    assert {json.loads(line)["stage"] for line in log} == {"tune", "settle", "done"}
+    first, second = (export.read(o.out, loaded.config) for o in (options, further))
+    assert second[2]["training"]["start"] and "start" not in first[2]["training"]
+    moved = [(a.x - b.x).abs().max().item() for a, b in zip(first[0].controllers, second[0].controllers)]
+    assert 0 < max(moved) < 0.2  # tuned from where it was, not from anew
+    with pytest.raises(CalibrationError, match="missing-controller"):
+        pipeline.train(dataclasses.replace(further, out=str(tmp_path / "third"), start=str(tmp_path / "missing-controller")))
 
 
 def test_an_unfinished_run_is_not_continued_with_other_settings(options):

@@ -75,6 +75,15 @@ class Controller(torch.nn.Module):
         self.x_mean.copy_(x.mean(0)), self.x_scale.copy_(1 / (x.std(0) + 1e-3))
         self.scalar_mean.copy_(s.mean(1)), self.scalar_scale.copy_(1 / (s.std(1) + 1e-3))
 
+    @torch.no_grad()
+    def unfold(self, x):
+        """The inverse of `folded` for a controller that was read: x [N, D] enters standardised again, the results stay."""
+        self.bias += self.x @ x.mean(0)
+        self.out_bias += self.x_skip @ x.mean(0)
+        self.x_mean.copy_(x.mean(0)), self.x_scale.copy_(1 / (x.std(0) + 1e-3))
+        self.x /= self.x_scale
+        self.x_skip /= self.x_scale
+
     def values(self):
         """Name -> tensor of everything that `concentrations` reads."""
         return {**dict(self.named_parameters()), **dict(self.named_buffers())}

@@ -5,12 +5,14 @@ takes on two unloaded cores with AMX.
 """
 
 import dataclasses
+import hashlib
 import pathlib
 import time
 
 import torch
 
-from . import checkpoint, data, export, rows, sensitivity, settle, train_controllers, train_maps, tune
+from . import checkpoint, data, export, prompts, rows, sensitivity, settle, train_controllers, train_maps, tune
+from .attention import attend_causal
 from .controller import Policy
 from .errors import CalibrationError
 from .job import Job
@@ -54,6 +56,7 @@ class Options:
     steps_scale: float = 1.0
     feature_map: str = "hedgehog"
     max_length: int = 8192
+    start: str = None     # a controller directory to go on from: only tuning and offsets
     geometry: Geometry = dataclasses.field(default_factory=Geometry)
     quiet: bool = False
 
@@ -70,6 +73,14 @@ def nominal_seconds(plan):
             "settle": 200.0 * plan.settle_rounds}
 
 
+def tuning_only(plan):
+    """The same time, all of it for tuning: what --start-from does."""
+    seconds = nominal_seconds(plan)
+    step = seconds["tune"] / plan.tune_steps
+    steps = round((sum(seconds.values()) - seconds["settle"]) / step)
+    return dataclasses.replace(plan, sensitivity_texts=0, map_steps=0, row_texts=0, controller_steps=0, tune_steps=steps)
+
+
 def train(options):
     began = time.monotonic()
     if not 0 < options.share < 1:
@@ -77,6 +88,10 @@ def train(options):
     loaded = checkpoint.load(options.model)
     found, held = data.hold_out(data.sources(loaded.tokenizer, options.texts, options.docs))
     plan = Plan().scaled(options.steps_scale)
+    started = export.read(options.start, loaded.config) if options.start else None
+    if started:
+        plan, options = tuning_only(plan), dataclasses.replace(options, geometry=started[0].geometry,
+                                                               feature_map=started[0].feature_map)
     most = min(options.max_length, loaded.config.max_positions)
     if most < 2 * options.geometry.first:
         raise CalibrationError(f"--max-length {most}: with window {options.geometry.window} nothing is left to route")
@@ -84,19 +99,25 @@ def train(options):
                 "plan": dataclasses.asdict(plan), "seed": options.seed, "share": options.share, "eta": options.eta,
                 "feature_map": options.feature_map, "max_length": most,
                 "geometry": dataclasses.asdict(options.geometry), "threads": torch.get_num_threads()}
+    if started:
+        settings["start"] = _digest(options.start)
     run = Run(pathlib.Path(options.out) / UNFINISHED, settings, nominal_seconds(plan), options.quiet)
     model = Model(loaded)
     loaded.tensors = {n: t for n, t in loaded.tensors.items() if t.dim() == 1}  # all that the fingerprint needs
-    retrofit = Retrofit.fresh(loaded.config, options.geometry, options.feature_map, options.seed)
+    retrofit = started[0] if started else Retrofit.fresh(loaded.config, options.geometry, options.feature_map, options.seed)
     job = Job(run, model, loaded.tokenizer, found, held, retrofit)
     start = Policy.neutral(loaded.config.layers, loaded.config.kv_heads, options.eta)
-    start.offsets[..., FULL] = -_train_retrofit(job, options, plan, most)
+    if started:
+        start.offsets = started[1].offsets
+        _go_on(job, start.offsets, plan, options.share, most)
+    else:
+        start.offsets[..., FULL] = -_train_retrofit(job, options, plan, most)
     tensors = export.tensors_of(retrofit)
     rounded = Retrofit.fresh(loaded.config, options.geometry, options.feature_map)
     export.fill(rounded, tensors, "trained controller")
     policy, mix, figures = settle.settle(dataclasses.replace(job, retrofit=rounded), options.share, start,
                                          tuple(dict.fromkeys(limited(settle.LENGTHS, most))), plan.settle_rounds)
-    training = {k: settings[k] for k in ("texts", "plan", "seed", "share", "threads")}
+    training = {k: settings[k] for k in ("texts", "plan", "seed", "share", "threads", "start") if k in settings}
     training.update(figures=figures, dtype=str(model.dtype).replace("torch.", ""))
     export.write(options.out, tensors, export.describe(loaded, rounded, policy, mix, training, most))
     run.log("done", seconds=round(time.monotonic() - began), **figures)
@@ -122,3 +143,26 @@ def _train_retrofit(job, options, plan, most):
     offsets[..., FULL] = -tilt
     tune.train(job, offsets, plan.tune_steps, options.share, limited(tune.LENGTHS, most))
     return tilt
+
+
+@torch.no_grad()
+def _standardise(job, length):
+    """A controller that was read has its inputs' scale folded in; training needs it apart (one step size for all)."""
+    ids = prompts.mixed(job.tokenizer, job.found, length, job.run.rng("standardise"))[1].ids
+
+    def attention(layer, x, q, k, v):
+        job.retrofit.controllers[layer].unfold(x.float())
+        return attend_causal(q, k, v)[0]
+
+    job.model.hidden(ids, attention)
+
+
+def _go_on(job, offsets, plan, share, most):
+    """Stage 4 from a controller that exists."""
+    _standardise(job, min(tune.LENGTHS[0], most))
+    tune.train(job, offsets, plan.tune_steps, share, limited(tune.LENGTHS, most))
+
+
+def _digest(directory):
+    """Tells which controller a run went on from."""
+    return hashlib.sha256((pathlib.Path(directory) / "controller.safetensors").read_bytes()).hexdigest()[:16]

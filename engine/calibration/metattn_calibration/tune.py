@@ -2,7 +2,7 @@
 
 The student routes hard (Gumbel noise; straight-through gradients of the posterior mean), and its loss is KL(teacher ||
 student) plus price * mean m_full plus a small KL to the cost prior. The price follows the achieved share of full rows by
-dual ascent.
+dual ascent, one price a length: with a common one long texts get the larger share.
 """
 
 import torch
@@ -79,9 +79,9 @@ def train(job, offsets, steps, share, lengths=LENGTHS):
     parameters = retrofit.parameters()
     optimiser = optimiser_of(retrofit)
     state = run.load(stage)
-    begin, price = 0, PRICE_START
+    begin, prices = 0, {length: PRICE_START for length in lengths}
     if state:
-        begin, price = state["step"], state["price"]
+        begin, prices = state["step"], state["prices"]
         retrofit.load_state(state["retrofit"])
         optimiser.load_state_dict(state["optimiser"])
     for step in range(begin, steps):
@@ -94,13 +94,14 @@ def train(job, offsets, steps, share, lengths=LENGTHS):
         loss, gradient = divergence(model, teacher, hidden.detach(), prompt.weights)
         soft, prior, hard, linear = student.sums()
         optimiser.zero_grad()
+        price = prices[length]
         torch.autograd.backward([hidden, price * soft + PRIOR_WEIGHT * prior], [gradient, None])
         norm = torch.nn.utils.clip_grad_norm_(parameters, CLIP).item()
         for group in optimiser.param_groups:
             group["lr"] = RATE * schedule(step, steps, 8, floor=0.05)
         optimiser.step()
-        price = max(0.0, price + PRICE_STEP * (hard - share))
+        prices[length] = max(0.0, price + PRICE_STEP * (hard - share))
         run.log(stage, step=step, kind=kind, length=length, kl=loss, full=hard, linear=linear, price=price, norm=norm)
-        run.save(stage, step + 1, steps, {"retrofit": retrofit.state(), "optimiser": optimiser.state_dict(), "price": price})
+        run.save(stage, step + 1, steps, {"retrofit": retrofit.state(), "optimiser": optimiser.state_dict(), "prices": prices})
         run.progress(stage, step + 1, steps, f"{kind} of {length}: KL {loss:.4f}, full {hard:.3f}, price {price:.3f}",
                      share=length * len(lengths) / sum(lengths) / steps)
