@@ -9,8 +9,9 @@
 // because a blocked collective cannot be taken back (the local body returns DEADLINE_EXCEEDED
 // instead). After an error the communicator is dead: every later call returns the same error.
 // Thread safety: one caller at a time per rank.
-// Costs, R ranks, n bytes: AllReduceSum 2n(R-1)/R bytes per rank; ordered: n(R-1) received per
-// rank; GatherV: the sum of the counts at the root; control messages: one small message per peer.
+// Costs, R ranks, n bytes: AllReduceSum 2n(R-1)/R bytes per rank; ordered, and from 32 KiB on
+// between up to four processes of one host: n(R-1) received per rank; GatherV: the sum of the
+// counts at the root; control messages: one small message per peer.
 #pragma once
 
 #include <cstddef>
@@ -31,9 +32,10 @@ inline constexpr int kPeerLostExit = 75;
 
 // Since the last TakeStats. Waiting for the last rank and moving data are told apart, because a
 // slow peer and a slow link are different faults. The local body measures both. The MPI body
-// measures them on some all-reduces and gathers and splits the others by estimate (wait_meter.h);
-// it counts barriers and rank 0's gather of records as waiting, broadcasts as transfer. The time a
-// receiver idles before a broadcast arrives is in neither. Bytes are those of the costs above.
+// measures them on sums in shared memory and on some other all-reduces and gathers and splits the
+// others by estimate (wait_meter.h); it counts barriers and rank 0's gather of records as waiting,
+// broadcasts as transfer. The time a receiver idles before a broadcast arrives is in neither. Bytes
+// are those of the costs above.
 struct CommStats {
   double wait_seconds = 0;
   double transfer_seconds = 0;

@@ -11,7 +11,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
-#include <new>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
@@ -20,6 +20,7 @@
 #include "parallel/doorbell.h"
 #include "parallel/host_tensor.h"
 #include "parallel/launch_env.h"
+#include "parallel/shared_sum.h"
 #include "parallel/wait_meter.h"
 #include "parallel/watchdog.h"
 
@@ -33,6 +34,10 @@ constexpr std::int64_t kMaxMessageBytes = std::int64_t{1} << 30;
 // Ordered sums gather and add a part of this many values at a time: the gathered copies of all
 // ranks then stay in cache and scratch memory is bounded whatever the batch.
 constexpr std::int64_t kOrderedPart = std::int64_t{16} << 10;
+// Between ranks of one host larger sums go through shared memory (README.md has both times). With
+// many ranks every one reading every slot would cost more than MPI's halving.
+constexpr std::int64_t kSharedSumFloats = 8 * 1024;
+constexpr int kSharedSumRanks = 4;
 constexpr std::int64_t kReducePart = std::int64_t{1} << 28;  // MPI counts are ints
 // Processes start one after another, so a short deadline of operations says nothing about this.
 constexpr double kStartSeconds = 30;
@@ -77,8 +82,9 @@ struct World {
   int rank = 0;
   int size = 1;
   bool one_host = false;             // all ranks share memory
-  MPI_Win window = MPI_WIN_NULL;     // the host's shared memory: one Doorbell::Shared
+  MPI_Win window = MPI_WIN_NULL;     // the host's shared memory: a bell, then slots of sums
   Doorbell::Shared* bell = nullptr;  // only on the host of rank 0
+  void* sum = nullptr;               // of a SharedSum; only when all ranks share a host
 };
 
 class MpiCommunicator final : public Communicator {
@@ -92,7 +98,9 @@ class MpiCommunicator final : public Communicator {
         bell_(world.bell),
         watchdog_(options.deadline_s, [this](const char* operation, double seconds) {
           EndLostWorld(rank_, size_, options_.deadline_s, operation, seconds);
-        }) {}
+        }) {
+    if (world.sum != nullptr) shared_sum_.emplace(world.sum, rank_, size_, options.spin);
+  }
 
   ~MpiCommunicator() override {
     // After a failure peers may be gone and finalising would wait for them; mpirun treats a
@@ -116,6 +124,7 @@ class MpiCommunicator final : public Communicator {
     const std::int64_t bytes = count * static_cast<std::int64_t>(sizeof(float));
     auto* values = data.As<float>();
     if (size_ == 1 || count == 0) return Count(0);
+    if (shared_sum_ && count >= kSharedSumFloats) return SumOnHost(values, count);
     if (!options_.ordered_sum) {
       return Collective("all-reduce", bytes, 2 * bytes * (size_ - 1) / size_,
                         [&] { return PlainSum(values, count); });
@@ -250,6 +259,16 @@ class MpiCommunicator final : public Communicator {
     return Done(code, operation, moved);
   }
 
+  // In rank order, so it serves ordered sums too; and it knows itself how long it waited.
+  absl::Status SumOnHost(float* values, std::int64_t count) {
+    const Clock::time_point start = Begin("all-reduce");
+    const double waited = shared_sum_->Sum(values, count);
+    const double total = End(start);
+    meter_.Waited(waited);
+    meter_.Transferred(total - waited);
+    return Count(count * static_cast<std::int64_t>(sizeof(float)) * (size_ - 1));
+  }
+
   int PlainSum(float* values, std::int64_t count) {
     int code = MPI_SUCCESS;
     for (std::int64_t at = 0; at < count && code == MPI_SUCCESS; at += kReducePart) {
@@ -342,6 +361,7 @@ class MpiCommunicator final : public Communicator {
   absl::Status dead_;
   CommStats stats_;  // calls and bytes; the seconds are the meter's
   WaitMeter meter_;
+  std::optional<SharedSum> shared_sum_;
   Clock::time_point last_call_ = Clock::now();
   // Scratch, kept between calls.
   std::vector<float> gathered_;
@@ -350,38 +370,48 @@ class MpiCommunicator final : public Communicator {
   std::vector<MPI_Request> requests_;
 };
 
-// Collective. The bell lies in shared memory of MPI's making, which goes when the last rank does,
-// however it ends. A host without it polls instead.
+// Collective among the ranks of one host: shared memory of MPI's making, which goes when the last
+// rank does, however it ends. nullptr on every rank unless all have it; else zeroed, on a cache
+// line.
+void* ShareMemory(MPI_Comm host, std::size_t bytes, MPI_Win* window) {
+  int rank = 0;
+  MPI_Comm_rank(host, &rank);
+  void* memory = nullptr;
+  const auto asked = static_cast<MPI_Aint>(rank == 0 ? bytes + SharedSum::kAlignment : 0);
+  if (MPI_Win_allocate_shared(asked, 1, MPI_INFO_NULL, host, &memory, window) == MPI_SUCCESS) {
+    MPI_Aint size = 0;
+    int unit = 0;
+    MPI_Win_shared_query(*window, 0, &size, &unit, &memory);
+    auto space = static_cast<std::size_t>(size);
+    memory = std::align(SharedSum::kAlignment, bytes, memory, space);
+    if (rank == 0 && memory != nullptr) std::memset(memory, 0, bytes);
+  }
+  // All have it or none uses it; and nobody looks at it before it is zeroed.
+  int mine = memory != nullptr ? 1 : 0, everyones = 0;
+  MPI_Allreduce(&mine, &everyones, 1, MPI_INT, MPI_MIN, host);
+  return everyones != 0 ? memory : nullptr;
+}
+
+// Collective. Who shares memory: the bell on rank 0's host (others poll), sums where one host has
+// all.
 int JoinHost(World* world) {
   MPI_Comm host;
   int code =
       MPI_Comm_split_type(world->comm, MPI_COMM_TYPE_SHARED, world->rank, MPI_INFO_NULL, &host);
   if (code != MPI_SUCCESS) return code;
-  int ranks_here = 0, rank_here = 0, has_root = world->rank == 0 ? 1 : 0;
+  int ranks_here = 0, has_root = world->rank == 0 ? 1 : 0;
   MPI_Comm_size(host, &ranks_here);
-  MPI_Comm_rank(host, &rank_here);
   MPI_Bcast(&has_root, 1, MPI_INT, 0, host);  // ordered by world rank: rank 0 is its host's first
   int same = ranks_here == world->size ? 1 : 0, all_same = 0;
   code = MPI_Allreduce(&same, &all_same, 1, MPI_INT, MPI_MIN, world->comm);
   world->one_host = all_same != 0;
-  void* memory = nullptr;
-  const MPI_Aint bytes = rank_here == 0 ? sizeof(Doorbell::Shared) + alignof(Doorbell::Shared) : 0;
-  const bool allocated = has_root != 0 && ranks_here > 1 &&
-                         MPI_Win_allocate_shared(bytes, 1, MPI_INFO_NULL, host, &memory,
-                                                 &world->window) == MPI_SUCCESS;
-  if (allocated) {
-    MPI_Aint size = 0;
-    int unit = 0;
-    MPI_Win_shared_query(world->window, 0, &size, &unit, &memory);
-    auto space = static_cast<std::size_t>(size);
-    world->bell = static_cast<Doorbell::Shared*>(
-        std::align(alignof(Doorbell::Shared), sizeof(Doorbell::Shared), memory, space));
-    if (rank_here == 0 && world->bell != nullptr) new (world->bell) Doorbell::Shared{};
+  if (has_root != 0 && ranks_here > 1) {
+    const bool sums = world->one_host && ranks_here <= kSharedSumRanks;
+    const std::size_t bytes = sizeof(Doorbell::Shared) + (sums ? SharedSum::Bytes(ranks_here) : 0);
+    auto* memory = static_cast<std::byte*>(ShareMemory(host, bytes, &world->window));
+    world->bell = reinterpret_cast<Doorbell::Shared*>(memory);
+    if (memory != nullptr && sums) world->sum = memory + sizeof(Doorbell::Shared);
   }
-  // All have it or none uses it; and nobody waits on it before it is zeroed.
-  int mine = world->bell != nullptr ? 1 : 0, everyones = 0;
-  MPI_Allreduce(&mine, &everyones, 1, MPI_INT, MPI_MIN, host);
-  if (everyones == 0) world->bell = nullptr;
   MPI_Comm_free(&host);
   return code;
 }

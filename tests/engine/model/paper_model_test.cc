@@ -56,7 +56,10 @@ std::vector<Setting> Settings() {
 struct Backend {
   const char* device;
   const char* isa;
-  double rounding;  // of activations: the widest kernels of the cpu take bf16
+  // Of activations. f32: a few epsilons, what another order of a sum makes; smaller ones flip so
+  // few of the bf16 roundings of K and V that the bound depended on which. The widest kernels of
+  // the cpu take bf16.
+  double rounding;
 };
 std::ostream& operator<<(std::ostream& out, const Backend& b) {
   return out << b.device << (*b.isa != 0 ? "_" : "") << b.isa;
@@ -284,8 +287,8 @@ TEST_P(PaperModel, ALogWithMixturesIsNotReplayed) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, PaperModel,
-                         testing::Values(Backend{"ref", "", 0x1p-23},
-                                         Backend{"cpu", "avx2", 0x1p-23},
+                         testing::Values(Backend{"ref", "", 0x1p-21},
+                                         Backend{"cpu", "avx2", 0x1p-21},
                                          Backend{"cpu", "", 0x1p-9}),
                          [](const auto& info) { return testing::PrintToString(info.param); });
 
