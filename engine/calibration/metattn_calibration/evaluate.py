@@ -83,9 +83,9 @@ def answers(model, attention, prompt):
 
 
 def pass_key_trial(tokenizer, source, form, length, trial):
-    """-> Needle, Prompt of one trial; depths are spread evenly over ten."""
+    """-> Needle, Prompt of one trial; ten depths in an order in which a few trials are spread too."""
     rng = random.Random(f"{form}/{length}/{trial}")
-    needle = prompts.Needle(form, prompts.digits(5, rng), (trial % 10 + 0.5) / 10)
+    needle = prompts.Needle(form, prompts.digits(5, rng), (trial * 7 % 10 + 0.5) / 10)
     return needle, prompts.pass_key(tokenizer, source, length, rng, needle)
 
 
