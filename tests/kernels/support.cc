@@ -10,6 +10,9 @@
 #include "absl/strings/str_format.h"
 #include "kernels/check.h"
 #include "kernels/cpu/isa.h"
+#if defined(METATTN_TEST_CUDA)
+#include "kernels/cuda/cuda_kernels.h"
+#endif
 
 namespace metattn::testing {
 
@@ -21,6 +24,27 @@ std::string BackendParam::Name() const {
   return name;
 }
 
+#if defined(METATTN_TEST_CUDA)  // the program that links the emulation of tests/emu
+
+std::vector<BackendParam> Backends() { return {{"cuda", "", 1, false}}; }
+
+namespace {
+absl::StatusOr<std::unique_ptr<Kernels>> Make(const KernelsOptions& options) {
+  if (options.backend != "cuda") return MakeKernels(options);
+  auto kernels = cuda::CudaKernels::Create(/*device=*/0);
+  if (!kernels.ok()) return kernels.status();
+  return std::unique_ptr<Kernels>(std::move(*kernels));
+}
+}  // namespace
+
+#else
+
+namespace {
+absl::StatusOr<std::unique_ptr<Kernels>> Make(const KernelsOptions& options) {
+  return MakeKernels(options);
+}
+}  // namespace
+
 std::vector<BackendParam> Backends() {
   std::vector<BackendParam> backends = {{"ref", "", 1, false}};
   for (std::string_view isa : cpu::AvailableIsas()) {
@@ -30,17 +54,24 @@ std::vector<BackendParam> Backends() {
   return backends;
 }
 
+#endif
+
 Rig::Rig(const BackendParam& param) : deterministic_(param.deterministic) {
-  auto kernels = MakeKernels({.backend = param.backend,
-                              .isa = param.isa,
-                              .threads = param.threads,
-                              .deterministic = param.deterministic,
-                              .spin = false});
+  auto kernels = Make({.backend = param.backend,
+                       .isa = param.isa,
+                       .threads = param.threads,
+                       .deterministic = param.deterministic,
+                       .spin = false});
   METATTN_CHECK(kernels.ok(), kernels.status().ToString());
   kernels_ = std::move(*kernels);
   auto stream = kernels_->device().NewStream();
   METATTN_CHECK(stream.ok(), stream.status().ToString());
   stream_ = std::move(*stream);
+}
+
+void Rig::Finish() {
+  const absl::Status status = stream_->Synchronize();
+  METATTN_CHECK(status.ok(), status.ToString());
 }
 
 View Rig::Space(std::size_t bytes) {

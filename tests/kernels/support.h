@@ -30,6 +30,7 @@ struct BackendParam {
   std::string Name() const;
 };
 
+// In the program that runs the CUDA backend in emulation (METATTN_TEST_CUDA) that one. Elsewhere
 // ref, and every instruction set of cpu that this machine has, with one and with three threads;
 // amx, which rounds factors to bf16 unless it must not, deterministic too.
 std::vector<BackendParam> Backends();
@@ -54,11 +55,14 @@ class Rig {
   // Device memory filled with 0xff bytes (NaN as f32 and bf16), so that a place nobody wrote shows.
   View Space(std::size_t bytes);
   View Floats(std::int64_t count) { return Space(static_cast<std::size_t>(count) * 4); }
+  // Waits for what was enqueued; what failed on the device aborts the test.
+  void Finish();
 
   template <typename T>
   std::vector<T> Out(View view, std::int64_t count) {
     std::vector<T> values(static_cast<std::size_t>(count));
     kernels_->device().CopyOut(view, values.data(), values.size() * sizeof(T), *stream_);
+    Finish();
     return values;
   }
 

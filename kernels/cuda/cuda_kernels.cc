@@ -1,0 +1,211 @@
+#include "kernels/cuda/cuda_kernels.h"
+
+#include <utility>
+
+#include "kernels/check_args.h"
+#include "kernels/cuda/cuda_matrix.h"
+#include "kernels/cuda/launchers.h"
+#include "kernels/cuda/resolve.h"
+#include "kernels/types.h"
+
+namespace metattn::cuda {
+namespace {
+
+static_assert(kBlockTokens == 64 && kSpanTokens == 256, "pages.h, attention_far.cu, launchers.h");
+static_assert(static_cast<int>(DType::kQ4_1) == 5, "decode.h");
+
+CudaStream& Cuda(Stream& stream) { return static_cast<CudaStream&>(stream); }
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<CudaKernels>> CudaKernels::Create(int device) {
+  auto cuda = CudaDevice::Create(device);
+  if (!cuda.ok()) return cuda.status();
+  auto stream = (*cuda)->NewStream();
+  if (!stream.ok()) return stream.status();
+  return std::unique_ptr<CudaKernels>(new CudaKernels(std::move(*cuda), std::move(*stream)));
+}
+
+std::int64_t CudaKernels::PageBytes(int head_dim) const {
+  return std::int64_t{2} * kBlockTokens * head_dim * 2;
+}
+
+absl::StatusOr<std::unique_ptr<Matrix>> CudaKernels::Pack(std::span<const MatrixPart> parts,
+                                                          std::int64_t cols) {
+  CheckParts(parts, cols);
+  auto matrix = CudaMatrix::Create(parts, cols, *device_, *loading_);
+  if (!matrix.ok()) return matrix.status();
+  return std::unique_ptr<Matrix>(std::move(*matrix));
+}
+
+void CudaKernels::Embed(const EmbedArgs& args, Stream& stream) {
+  CheckArgs(args);
+  bool clear = true;
+  for (const auto& part : static_cast<const CudaMatrix&>(*args.table).parts()) {
+    const EmbedParams p = {part.weight,
+                           args.first_id + part.first_row,
+                           args.ids.As<std::int32_t>(),
+                           args.out.As<float>(),
+                           args.tokens,
+                           std::exchange(clear, false)};
+    Cuda(stream).Note(LaunchEmbed(p, Cuda(stream).get()), "embed");
+  }
+}
+
+void CudaKernels::Norm(const NormArgs& args, Stream& stream) {
+  CheckArgs(args);
+  const NormParams p = {args.residual.As<float>(),
+                        args.delta.As<float>(),
+                        args.weight.As<float>(),
+                        args.out.As<float>(),
+                        args.tokens,
+                        args.dim,
+                        args.eps};
+  Cuda(stream).Note(LaunchNorm(p, Cuda(stream).get()), "norm");
+}
+
+void CudaKernels::Linear(const LinearArgs& args, Stream& stream) {
+  CheckArgs(args);
+  const auto& matrix = static_cast<const CudaMatrix&>(*args.weight);
+  for (const auto& part : matrix.parts()) {
+    const LinearParams p = {part.weight,        part.first_row,        matrix.rows(),
+                            args.x.As<float>(), args.bias.As<float>(), args.out.As<float>(),
+                            args.tokens};
+    Cuda(stream).Note(LaunchLinear(p, Cuda(stream).get()), "linear");
+  }
+}
+
+void CudaKernels::RopeAppend(const RopeAppendArgs& args, Stream& stream) {
+  CheckArgs(args);
+  const RopeAppendParams p = {
+      Resolve(args.rows),      Resolve(args.pages),     args.group,        args.qkv.As<float>(),
+      args.q_norm.As<float>(), args.k_norm.As<float>(), args.norm_eps,     args.cos_sin.As<float>(),
+      args.rotary_dim,         args.interleaved,        args.q.As<float>()};
+  Cuda(stream).Note(LaunchRopeAppend(p, Cuda(stream).get()), "rope and append");
+}
+
+void CudaKernels::ForcedRoute(const ForcedRouteArgs& args, Stream& stream) {
+  CheckArgs(args);
+  const RouteParams p = {Resolve(args.rows), args.heads, args.route.As<std::uint8_t>(),
+                         args.decisions.As<std::uint8_t>()};
+  Cuda(stream).Note(LaunchForcedRoute(p, Cuda(stream).get()), "forced route");
+}
+
+void CudaKernels::Compact(const CompactArgs& args, Stream& stream) {
+  CheckArgs(args);
+  const CompactParams p = {args.rows.tokens,
+                           args.heads,
+                           static_cast<std::uint8_t>(args.mechanism),
+                           args.mixtures,
+                           args.decisions.As<std::uint8_t>(),
+                           Resolve(args.list)};
+  Cuda(stream).Note(LaunchCompact(p, Cuda(stream).get()), "compact");
+}
+
+void CudaKernels::Near(const NearArgs& args, Stream& stream) {
+  CheckArgs(args);
+  const NearParams p = {
+      Resolve(args.rows), Resolve(args.pages),   args.group, args.scale, args.q.As<float>(),
+      Resolve(args.out),  args.stats.As<float>()};
+  Cuda(stream).Note(LaunchNear(p, Cuda(stream).get()), "near attention");
+}
+
+void CudaKernels::FarFull(const FarFullArgs& args, Stream& stream) {
+  CheckArgs(args);
+  const FarParams p = {Resolve(args.rows), Resolve(args.pages), args.group,           args.scale,
+                       args.q.As<float>(), Resolve(args.list),  Resolve(args.partial)};
+  Cuda(stream).Note(LaunchFarFull(p, Cuda(stream).get()), "far attention");
+}
+
+bool CudaKernels::WithBoundaries(const LinearShape& shape, CudaStream& stream,
+                                 LinearAttention* out) {
+  *out = Resolve(shape);
+  const std::int64_t bytes = BoundaryPlaces(shape.rows.tokens, shape.rows.sequences) *
+                             shape.pages.heads * StateBytes(out->features, shape.pages.head_dim);
+  if (bytes > static_cast<std::int64_t>(boundaries_.bytes())) {
+    stream.Note(cudaStreamSynchronize(stream.get()), "growing boundary states");  // may be in use
+    auto buffer = device_->Allocate(static_cast<std::size_t>(bytes));
+    if (!buffer.ok()) {
+      stream.Note(cudaErrorMemoryAllocation, "boundary states of linear attention");
+      return false;
+    }
+    boundaries_ = std::move(*buffer);
+  }
+  out->boundaries = reinterpret_cast<float*>(boundaries_.data());
+  return true;
+}
+
+void CudaKernels::LinearAbsorb(const LinearAbsorbArgs& args, Stream& stream) {
+  CheckArgs(args);
+  Cuda(stream).Note(LaunchAbsorb(Resolve(args.shape), Cuda(stream).get()), "linear absorb");
+}
+
+void CudaKernels::LinearOdds(const LinearOddsArgs& args, Stream& stream) {
+  CheckArgs(args);
+  LinearAttention shape;
+  if (!WithBoundaries(args.shape, Cuda(stream), &shape)) return;
+  const OddsParams p = {shape,
+                        args.w_q.As<const __nv_bfloat16>(),
+                        args.log_gain.As<float>(),
+                        args.kappa.As<float>(),
+                        args.q.As<float>(),
+                        Resolve(args.near),
+                        args.phi_q.As<float>(),
+                        args.lse_far.As<float>()};
+  Cuda(stream).Note(LaunchOdds(p, Cuda(stream).get()), "odds of linear attention");
+}
+
+void CudaKernels::FarLinear(const FarLinearArgs& args, Stream& stream) {
+  CheckArgs(args);
+  LinearAttention shape;
+  if (!WithBoundaries(args.shape, Cuda(stream), &shape)) return;
+  const FarLinearParams p = {shape,
+                             args.phi_q.As<float>(),
+                             args.lse_far.As<float>(),
+                             Resolve(args.list),
+                             Resolve(args.partial),
+                             args.alone};
+  Cuda(stream).Note(LaunchFarLinear(p, Cuda(stream).get()), "linear attention");
+}
+
+void CudaKernels::Control(const ControlArgs& args, Stream& stream) {
+  CheckArgs(args);
+  Cuda(stream).Note(LaunchControl(Resolve(args), Cuda(stream).get()), "control");
+}
+
+void CudaKernels::Mix(const MixArgs& args, Stream& stream) {
+  CheckArgs(args);
+  const MixParams p = {args.tokens,
+                       args.heads,
+                       args.group,
+                       args.head_dim,
+                       static_cast<int>(args.step),
+                       args.decisions.As<std::uint8_t>(),
+                       args.weights.As<float>(),
+                       Resolve(args.partial),
+                       Resolve(args.kept),
+                       args.sum.As<float>()};
+  Cuda(stream).Note(LaunchMix(p, Cuda(stream).get()), "mix");
+}
+
+void CudaKernels::Normalize(const NormalizeArgs& args, Stream& stream) {
+  CheckArgs(args);
+  const NormalizeParams p = {Resolve(args.partial), args.tokens * args.heads, args.head_dim,
+                             args.out.As<float>()};
+  Cuda(stream).Note(LaunchNormalize(p, Cuda(stream).get()), "normalize");
+}
+
+void CudaKernels::SwiGlu(const SwiGluArgs& args, Stream& stream) {
+  CheckArgs(args);
+  const SwiGluParams p = {args.gate_up.As<float>(), args.out.As<float>(), args.tokens, args.dim};
+  Cuda(stream).Note(LaunchSwiGlu(p, Cuda(stream).get()), "SwiGLU");
+}
+
+void CudaKernels::Gather(const GatherArgs& args, Stream& stream) {
+  CheckArgs(args);
+  const GatherParams p = {args.x.As<float>(), args.rows.As<std::int32_t>(), args.out.As<float>(),
+                          args.count, args.dim};
+  Cuda(stream).Note(LaunchGather(p, Cuda(stream).get()), "gather");
+}
+
+}  // namespace metattn::cuda

@@ -1,0 +1,59 @@
+// The cuda backend: every op of `Kernels` as kernels on one GPU (CUDA runtime, sm_80 and later).
+//
+// Activations are f32 and sums are taken in f32, in an order that depends on the row alone: results
+// are batch independent. Ownership, thread safety and errors as in kernels/kernels.h and
+// cuda_device.h; what fails on the device is reported by the stream's Synchronize. Scratch for
+// linear states at block boundaries grows with the largest step and is kept.
+#pragma once
+
+#include <memory>
+
+#include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/params.h"
+#include "kernels/kernels.h"
+
+namespace metattn::cuda {
+
+class CudaKernels final : public Kernels {
+ public:
+  // NOT_FOUND without such a device.
+  static absl::StatusOr<std::unique_ptr<CudaKernels>> Create(int device);
+
+  std::string_view name() const override { return "cuda"; }
+  std::string_view isa() const override { return "cuda"; }
+  int threads() const override { return 1; }
+  Device& device() override { return *device_; }
+
+  std::int64_t PageBytes(int head_dim) const override;
+  absl::StatusOr<std::unique_ptr<Matrix>> Pack(std::span<const MatrixPart> parts,
+                                               std::int64_t cols) override;
+
+  void Embed(const EmbedArgs& args, Stream& stream) override;
+  void Norm(const NormArgs& args, Stream& stream) override;
+  void Linear(const LinearArgs& args, Stream& stream) override;
+  void RopeAppend(const RopeAppendArgs& args, Stream& stream) override;
+  void ForcedRoute(const ForcedRouteArgs& args, Stream& stream) override;
+  void Compact(const CompactArgs& args, Stream& stream) override;
+  void Near(const NearArgs& args, Stream& stream) override;
+  void FarFull(const FarFullArgs& args, Stream& stream) override;
+  void LinearAbsorb(const LinearAbsorbArgs& args, Stream& stream) override;
+  void LinearOdds(const LinearOddsArgs& args, Stream& stream) override;
+  void FarLinear(const FarLinearArgs& args, Stream& stream) override;
+  void Control(const ControlArgs& args, Stream& stream) override;
+  void Mix(const MixArgs& args, Stream& stream) override;
+  void Normalize(const NormalizeArgs& args, Stream& stream) override;
+  void SwiGlu(const SwiGluArgs& args, Stream& stream) override;
+  void Gather(const GatherArgs& args, Stream& stream) override;
+
+ private:
+  CudaKernels(std::unique_ptr<CudaDevice> device, std::unique_ptr<Stream> loading)
+      : device_(std::move(device)), loading_(std::move(loading)) {}
+  // The op's shape with room for its boundary states; false (and a noted error) without memory.
+  bool WithBoundaries(const LinearShape& shape, CudaStream& stream, LinearAttention* out);
+
+  std::unique_ptr<CudaDevice> device_;
+  std::unique_ptr<Stream> loading_;  // weights go up on it
+  Buffer boundaries_;
+};
+
+}  // namespace metattn::cuda

@@ -1,0 +1,34 @@
+// The kernels of this folder as plain functions: each puts its work on the stream and returns the
+// error of the launch (cudaSuccess when there is nothing to do). One per op of kernels.h, of the
+// same name; defined in the .cu file of that name. Thread safety as of the CUDA runtime.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "kernels/cuda/params.h"
+
+namespace metattn::cuda {
+
+[[nodiscard]] cudaError_t LaunchEmbed(const EmbedParams& p, cudaStream_t stream);
+[[nodiscard]] cudaError_t LaunchGather(const GatherParams& p, cudaStream_t stream);
+[[nodiscard]] cudaError_t LaunchNorm(const NormParams& p, cudaStream_t stream);
+[[nodiscard]] cudaError_t LaunchLinear(const LinearParams& p, cudaStream_t stream);
+[[nodiscard]] cudaError_t LaunchRopeAppend(const RopeAppendParams& p, cudaStream_t stream);
+[[nodiscard]] cudaError_t LaunchForcedRoute(const RouteParams& p, cudaStream_t stream);
+[[nodiscard]] cudaError_t LaunchCompact(const CompactParams& p, cudaStream_t stream);
+[[nodiscard]] cudaError_t LaunchNear(const NearParams& p, cudaStream_t stream);
+[[nodiscard]] cudaError_t LaunchFarFull(const FarParams& p, cudaStream_t stream);
+[[nodiscard]] cudaError_t LaunchAbsorb(const LinearAttention& p, cudaStream_t stream);
+[[nodiscard]] cudaError_t LaunchOdds(const OddsParams& p, cudaStream_t stream);
+[[nodiscard]] cudaError_t LaunchFarLinear(const FarLinearParams& p, cudaStream_t stream);
+[[nodiscard]] cudaError_t LaunchControl(const ControlParams& p, cudaStream_t stream);
+[[nodiscard]] cudaError_t LaunchMix(const MixParams& p, cudaStream_t stream);
+[[nodiscard]] cudaError_t LaunchNormalize(const NormalizeParams& p, cudaStream_t stream);
+[[nodiscard]] cudaError_t LaunchSwiGlu(const SwiGluParams& p, cudaStream_t stream);
+
+// Places in `boundaries` that a step of `tokens` rows of `sequences` sequences may need.
+constexpr std::int64_t BoundaryPlaces(std::int64_t tokens, int sequences) {
+  return tokens / 64 + 2 * std::int64_t{sequences};
+}
+
+}  // namespace metattn::cuda

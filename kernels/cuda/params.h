@@ -1,0 +1,194 @@
+// What the kernels of this folder are given: the Args of kernels.h with their Views resolved to
+// device pointers. Plain data, passed to kernels by value; pointers are borrowed for the call.
+// Notation and meaning of every field as in kernels.h, attention_types.h and routing_ops.h.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include <cstdint>
+
+namespace metattn::cuda {
+
+struct Rows {
+  std::int64_t tokens;
+  int sequences;
+  const std::int32_t *position, *sequence, *row_begin, *near_begin, *far_end;
+  const std::int32_t *table_begin, *blocks;
+  int sinks;
+  const std::int32_t* linear_end;
+  int linear_begin;
+  bool linear_all;
+  const std::int32_t *state_slot, *state_end;
+};
+
+struct Pages {
+  __nv_bfloat16* base;
+  std::int64_t block_stride;
+  int heads, head_dim;
+};
+
+struct List {
+  std::int32_t *rows, *counts;
+  std::int64_t capacity;
+};
+
+struct Triples {
+  float *o, *m, *l;
+};
+
+// Consecutive rows of a weight of one type.
+struct WeightPart {
+  const unsigned char* data;
+  std::int64_t rows, cols, row_bytes;
+  int dtype;  // of DType
+};
+
+struct EmbedParams {
+  WeightPart part;
+  std::int64_t first_id;  // token id of the part's first row
+  const std::int32_t* ids;
+  float* out;
+  std::int64_t tokens;
+  bool clear;  // write zeros for ids of other parts and ranks (the first part does)
+};
+
+struct NormParams {
+  float* residual;
+  const float *delta, *weight;
+  float* out;
+  std::int64_t tokens, dim;
+  float eps;
+};
+
+struct LinearParams {
+  WeightPart part;
+  std::int64_t first_row, rows;  // of the whole matrix: where the part's outputs go, their stride
+  const float *x, *bias;
+  float* out;
+  std::int64_t tokens;
+};
+
+struct RopeAppendParams {
+  Rows rows;
+  Pages pages;
+  int group;
+  const float *qkv, *q_norm, *k_norm;
+  float norm_eps;
+  const float* cos_sin;
+  int rotary_dim;
+  bool interleaved;
+  float* q;
+};
+
+struct RouteParams {
+  Rows rows;
+  int heads;
+  const std::uint8_t* route;
+  std::uint8_t* decisions;
+};
+
+struct CompactParams {
+  std::int64_t tokens;
+  int heads;
+  std::uint8_t mechanism;
+  bool mixtures;
+  const std::uint8_t* decisions;
+  List list;
+};
+
+struct NearParams {
+  Rows rows;
+  Pages pages;
+  int group;
+  float scale;
+  const float* q;
+  Triples out;
+  float* stats;
+};
+
+struct FarParams {
+  Rows rows;
+  Pages pages;
+  int group;
+  float scale;
+  const float* q;
+  List list;
+  Triples partial;
+};
+
+struct LinearAttention {
+  Rows rows;
+  Pages pages;
+  float* states;
+  std::int64_t slot_stride;
+  int group, features;
+  bool hedgehog;
+  const __nv_bfloat16* w_k;
+  // States at the block boundaries that the step's rows need, [places, H] states; null: none.
+  float* boundaries;
+};
+
+struct OddsParams {
+  LinearAttention shape;
+  const __nv_bfloat16* w_q;
+  const float *log_gain, *kappa, *q;
+  Triples near;
+  float *phi_q, *lse_far;
+};
+
+struct FarLinearParams {
+  LinearAttention shape;
+  const float *phi_q, *lse_far;
+  List list;
+  Triples partial;
+  bool alone;
+};
+
+struct ControlParams {
+  Rows rows;
+  int heads, group, width, scalar_count;
+  float state_tokens;
+  int features, link, uncertain;  // of ControlFeatures, ControllerLink, UncertainPolicy
+  float epsilon, temperature;
+  const float* projected;
+  Triples near;
+  const float *near_stats, *lse_far, *x;
+  std::int64_t dim;
+  int last_position;
+  const float *scalar_mean, *scalar_scale, *scalars, *bias, *out, *out_bias, *scalars_skip, *offset;
+  const std::uint8_t* route;
+  const float *cost_weight, *eta;
+  std::uint8_t* decisions;
+  float *uncertainty, *margin, *weights;
+};
+
+struct MixParams {
+  std::int64_t tokens;
+  int heads, group, head_dim, step;  // step: of Mechanism
+  const std::uint8_t* decisions;
+  const float* weights;
+  Triples partial, kept;
+  float* sum;
+};
+
+struct NormalizeParams {
+  Triples partial;
+  std::int64_t rows;  // tokens * H * g
+  int head_dim;
+  float* out;
+};
+
+struct SwiGluParams {
+  const float* gate_up;
+  float* out;
+  std::int64_t tokens, dim;
+};
+
+struct GatherParams {
+  const float* x;
+  const std::int32_t* rows;
+  float* out;
+  std::int64_t count, dim;
+};
+
+}  // namespace metattn::cuda
