@@ -155,7 +155,7 @@ class Kernels {
  public:
   virtual ~Kernels() = default;
 
-  virtual std::string_view name() const = 0;  // "ref", "cpu"
+  virtual std::string_view name() const = 0;  // "ref", "cpu", "cuda"
   virtual std::string_view isa() const = 0;   // "scalar", "avx2", "avx512", ...
   virtual int threads() const = 0;
   virtual Device& device() = 0;
@@ -188,10 +188,11 @@ class Kernels {
 };
 
 struct KernelsOptions {
-  std::string backend = "cpu";  // "ref" or "cpu"
+  std::string backend = "cpu";  // "ref", "cpu" or, where it is linked in, "cuda"
   std::string
       isa;  // cpu only: "avx2", "avx512", ...; empty: METATTN_CPU_ISA, else the best there is
   int threads = 1;             // including the caller
+  int device = 0;              // cuda only: which GPU
   bool deterministic = false;  // every row through batch-independent kernels
   bool spin = true;  // threads spin briefly before they sleep; false when threads exceed the cores
 };

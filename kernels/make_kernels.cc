@@ -1,5 +1,6 @@
 // The factory of backends. The ref backend needs no instruction set; the cpu backend resolves
-// KernelsOptions::isa, METATTN_CPU_ISA and what the machine has.
+// KernelsOptions::isa, METATTN_CPU_ISA and what the machine has; the cuda backend may not be linked
+// in.
 #include <memory>
 #include <utility>
 
@@ -7,6 +8,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/cpu/cpu_kernels.h"
+#include "kernels/cuda_backend.h"
 #include "kernels/kernels.h"
 #include "kernels/ref/ref_kernels.h"
 
@@ -23,8 +25,12 @@ absl::StatusOr<std::unique_ptr<Kernels>> MakeKernels(const KernelsOptions& optio
     if (!kernels.ok()) return kernels.status();
     return *std::move(kernels);
   }
+  if (options.backend == "cuda") {
+    if (HasCudaBackend()) return MakeCudaKernels(options.device);
+    return absl::InvalidArgumentError("this program was built without the cuda backend");
+  }
   return absl::InvalidArgumentError(
-      absl::StrCat("unknown kernel backend \"", options.backend, "\"; there are: ref, cpu"));
+      absl::StrCat("unknown kernel backend \"", options.backend, "\"; there are: ref, cpu, cuda"));
 }
 
 }  // namespace metattn

@@ -6,6 +6,7 @@
 #include "kernels/cuda/cuda_matrix.h"
 #include "kernels/cuda/launchers.h"
 #include "kernels/cuda/resolve.h"
+#include "kernels/cuda_backend.h"
 #include "kernels/types.h"
 
 namespace metattn::cuda {
@@ -209,3 +210,13 @@ void CudaKernels::Gather(const GatherArgs& args, Stream& stream) {
 }
 
 }  // namespace metattn::cuda
+
+namespace metattn {
+
+absl::StatusOr<std::unique_ptr<Kernels>> MakeCudaKernels(int device) {
+  auto kernels = cuda::CudaKernels::Create(device);
+  if (!kernels.ok()) return kernels.status();
+  return std::unique_ptr<Kernels>(*std::move(kernels));
+}
+
+}  // namespace metattn

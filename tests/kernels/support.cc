@@ -10,9 +10,7 @@
 #include "absl/strings/str_format.h"
 #include "kernels/check.h"
 #include "kernels/cpu/isa.h"
-#if defined(METATTN_TEST_CUDA)
-#include "kernels/cuda/cuda_kernels.h"
-#endif
+#include "kernels/cuda_backend.h"
 
 namespace metattn::testing {
 
@@ -24,28 +22,8 @@ std::string BackendParam::Name() const {
   return name;
 }
 
-#if defined(METATTN_TEST_CUDA)  // the program that links the emulation of tests/emu
-
-std::vector<BackendParam> Backends() { return {{"cuda", "", 1, false}}; }
-
-namespace {
-absl::StatusOr<std::unique_ptr<Kernels>> Make(const KernelsOptions& options) {
-  if (options.backend != "cuda") return MakeKernels(options);
-  auto kernels = cuda::CudaKernels::Create(/*device=*/0);
-  if (!kernels.ok()) return kernels.status();
-  return std::unique_ptr<Kernels>(std::move(*kernels));
-}
-}  // namespace
-
-#else
-
-namespace {
-absl::StatusOr<std::unique_ptr<Kernels>> Make(const KernelsOptions& options) {
-  return MakeKernels(options);
-}
-}  // namespace
-
 std::vector<BackendParam> Backends() {
+  if (HasCudaBackend()) return {{"cuda", "", 1, false}};
   std::vector<BackendParam> backends = {{"ref", "", 1, false}};
   for (std::string_view isa : cpu::AvailableIsas()) {
     for (int threads : {1, 3}) backends.push_back({"cpu", std::string(isa), threads, false});
@@ -54,14 +32,12 @@ std::vector<BackendParam> Backends() {
   return backends;
 }
 
-#endif
-
 Rig::Rig(const BackendParam& param) : deterministic_(param.deterministic) {
-  auto kernels = Make({.backend = param.backend,
-                       .isa = param.isa,
-                       .threads = param.threads,
-                       .deterministic = param.deterministic,
-                       .spin = false});
+  auto kernels = MakeKernels({.backend = param.backend,
+                              .isa = param.isa,
+                              .threads = param.threads,
+                              .deterministic = param.deterministic,
+                              .spin = false});
   METATTN_CHECK(kernels.ok(), kernels.status().ToString());
   kernels_ = std::move(*kernels);
   auto stream = kernels_->device().NewStream();

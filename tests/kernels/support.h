@@ -30,7 +30,7 @@ struct BackendParam {
   std::string Name() const;
 };
 
-// In the program that runs the CUDA backend in emulation (METATTN_TEST_CUDA) that one. Elsewhere
+// Where the cuda backend is linked in (the program that runs it in emulation) that one. Elsewhere
 // ref, and every instruction set of cpu that this machine has, with one and with three threads;
 // amx, which rounds factors to bf16 unless it must not, deterministic too.
 std::vector<BackendParam> Backends();
