@@ -33,7 +33,7 @@ QUOTED_LIBRARIES = ("absl/", "gtest/", "gmock/", "benchmark/", "google/", "grpcp
 VENDOR_HEADERS = [
     ("MPI", r"mpi\.h$", [r"parallel/mpi_\w+\.(cc|h)"]),
     ("NCCL", r"nccl\.h$", [r"parallel/nccl_\w+\.(cc|h)"]),
-    ("CUDA", r"cuda\w*\.h$|cublas\w*\.h$", [r"kernels/cuda/.*", r"parallel/nccl_\w+\.(cc|h)"]),
+    ("CUDA", r"cuda\w*\.h$|cublas\w*\.h$", [r"kernels/cuda/.*", r"parallel/nccl_\w+\.(cc|h)", r"tests/emu/.*"]),
     ("SQLite", r"sqlite3\.h$", [r"rpc/job_store\w*\.cc"]),
     ("gRPC", r"grpc(pp)?/", [r"rpc/.*", r"tests/(rpc|support|e2e)/.*"]),
     ("Protobuf", r"google/protobuf/", [r"rpc/.*", r"tests/(rpc|support|e2e)/.*"]),
@@ -52,6 +52,8 @@ MAX_FUNCTION_LINES = 60
 MAX_KERNEL_LINES = 120
 KERNEL_FILES = r"kernels/(ref|cpu|cuda)/"
 MAX_PARAMETERS = 6
+# (file, function): signatures that a vendor prescribes, in files that stand in for its library.
+PRESCRIBED_SIGNATURES = [(r"tests/emu/.*", r"(cuda|nccl|cublas)\w+")]
 
 TOP_LEVEL = {"engine", "kernels", "parallel", "rpc", "proto", "deploy", "tests", "CMakeLists.txt", "README.md",
              "CMakePresets.json", "LICENSE"}

@@ -1,0 +1,62 @@
+// What is wrong with a kernel is printed with file and line, whatever the thread order.
+
+#include "tests/emu/self/support.h"
+#include "tests/emu/self/test_kernels.h"
+
+namespace emu::self {
+namespace {
+
+class EmuMisuseDeathTest : public EmuTest {
+ protected:
+  void ExpectReport(Bug bug, const char* report) {
+    const DeviceArray<float> out(32);
+    ForEachOrder([&](const char* order) {
+      EXPECT_DEATH(static_cast<void>(Misuse(bug, out.get(), nullptr)), report) << order;
+    });
+  }
+};
+
+TEST_F(EmuMisuseDeathTest, CopyThatIsNeverWaitedFor) {
+  ExpectReport(Bug::kUnwaitedCopy, "exits with asynchronous copies");
+}
+
+TEST_F(EmuMisuseDeathTest, MisalignedCopy) {
+  ExpectReport(Bug::kMisalignedCopy, "not aligned to 16 at test_kernels.cu:[0-9]+");
+}
+
+TEST_F(EmuMisuseDeathTest, CopyOutOfSharedMemory) {
+  ExpectReport(Bug::kSharedOverrun, "not in this block's shared memory at test_kernels.cu:[0-9]+");
+}
+
+TEST_F(EmuMisuseDeathTest, ShuffleFromALaneOutsideTheMask) {
+  ExpectReport(Bug::kForeignLane, "not in the mask at test_kernels.cu:[0-9]+");
+}
+
+TEST_F(EmuMisuseDeathTest, DifferentCollectivesOfOneMask) {
+  ExpectReport(Bug::kMixedCalls,
+               "divergence: .* at test_kernels.cu:[0-9]+ at test_kernels.cu:[0-9]+");
+}
+
+TEST_F(EmuMisuseDeathTest, HalfAWarpInAnMma) {
+  // Whichever half runs first: it waits for ever, or finds the other gone.
+  ExpectReport(Bug::kMmaOfHalfWarp,
+               "(16 threads.*wait in mma_bf16_16816|names a lane that has exited) at "
+               "test_kernels.cu:[0-9]+");
+}
+
+TEST_F(EmuMisuseDeathTest, CallerOutsideItsMask) {
+  ExpectReport(Bug::kNotInMask, "calling lane is not in its mask at test_kernels.cu:[0-9]+");
+}
+
+TEST_F(EmuMisuseDeathTest, BarrierAfterAThreadHasLeft) {
+  ExpectReport(Bug::kExitedLane, "deadlock in block .*31 threads.*wait in __syncthreads at");
+}
+
+TEST_F(EmuMisuseDeathTest, WriteAfterAStaticArray) {
+  ExpectReport(Bug::kStaticOverrun,
+               kAddressSanitizer ? "use-after-poison.*test_kernels.cu"
+                                 : "shared memory overrun: .* after the end of a static array");
+}
+
+}  // namespace
+}  // namespace emu::self

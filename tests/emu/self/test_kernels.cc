@@ -1,0 +1,1 @@
+#include "tests/emu/self/test_kernels.cu"
