@@ -134,6 +134,7 @@ else
   stage build-asan configure_and_build asan && stage ctest-asan run_ctest asan -L fast -E "$model_on_ref"
   stage build-tsan configure_and_build tsan && stage ctest-tsan run_ctest tsan -L fast -E "$one_thread|$model_on_ref"
   stage build-fuzz configure_and_build fuzz tests/fuzz/all && stage ctest-fuzz run_ctest fuzz -L fuzz
+  stage nvcc summarised nvcc '^nvcc:' tests/lint/nvcc.sh
   stage clang-tidy summarised clang-tidy 'files are clean|error:' tests/lint/tidy.sh build/release
 fi
 stage skips summarised skips 'skipped' python3 tests/skips.py "$results"
