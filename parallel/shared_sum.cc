@@ -4,10 +4,6 @@
 #include <chrono>
 #include <thread>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 #include "parallel/host_tensor.h"
 
 namespace metattn {
@@ -19,7 +15,7 @@ constexpr int kLooks = 500;  // before the core is yielded
 
 void Relax() {
 #if defined(__x86_64__)
-  _mm_pause();
+  __builtin_ia32_pause();
 #endif
 }
 

@@ -18,17 +18,24 @@ namespace {
 constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * gpu::kWarpLanes;
 
+// One sequence and KV head; phi: shared memory for a block of keys, [kPageTokens, f].
+struct Shard {
+  int sequence, head;
+  float* phi;
+};
+
 // to = from + the keys of the block at `begin`; `from` null: an empty state. May be in place.
-GPU_INLINE void AddBlock(const LinearAttention& a, int sequence, int head, std::int64_t begin,
-                         const float* from, float* to, float* phi) {
+GPU_INLINE void AddBlock(const LinearAttention& a, const Shard& shard, std::int64_t begin,
+                         const float* from, float* to) {
   const int d = a.pages.head_dim, f = a.features;
+  float* phi = shard.phi;
   const std::int64_t first = begin > a.rows.linear_begin ? begin : a.rows.linear_begin;
   const int skipped = static_cast<int>(first - begin < kPageTokens ? first - begin : kPageTokens);
   for (int key = skipped + gpu::warp_index(); key < kPageTokens; key += kWarps) {
-    KeyPhi(a, sequence, head, begin + key, phi + key * f);
+    KeyPhi(a, shard.sequence, shard.head, begin + key, phi + key * f);
   }
   __syncthreads();
-  const gpu::bf16* v = KeyAt(a.rows, a.pages, sequence, head, begin) + kPageTokens * d;
+  const gpu::bf16* v = KeyAt(a.rows, a.pages, shard.sequence, shard.head, begin) + kPageTokens * d;
   for (int i = static_cast<int>(threadIdx.x); i < f * (d + 1); i += kThreads) {
     const int feature = i < f * d ? i / d : i - f * d;
     float sum = 0;
@@ -49,8 +56,8 @@ __global__ void AbsorbKernel(LinearAttention a) {
   float* state = StateAt(a, sequence, head);
   const std::int64_t end = WholeBlocks(a.rows.linear_end[row]);
   for (std::int64_t at = a.rows.state_end[sequence]; at < end; at += kPageTokens) {
-    AddBlock(a, sequence, head, at, at == 0 ? nullptr : state, state,
-             reinterpret_cast<float*>(shared));
+    AddBlock(a, {sequence, head, reinterpret_cast<float*>(shared)}, at, at == 0 ? nullptr : state,
+             state);
   }
 }
 
@@ -71,9 +78,9 @@ __global__ void BoundariesKernel(LinearAttention a, bool store) {
   }
   __syncthreads();
   for (std::int64_t at = first; at < last; at += kPageTokens) {
-    AddBlock(a, sequence, head, at, BoundaryState(a, sequence, head, at, first),
-             BoundaryState(a, sequence, head, at + kPageTokens, first),
-             reinterpret_cast<float*>(shared));
+    AddBlock(a, {sequence, head, reinterpret_cast<float*>(shared)}, at,
+             BoundaryState(a, sequence, head, at, first),
+             BoundaryState(a, sequence, head, at + kPageTokens, first));
   }
   if (!store || last == first) return;
   const float* at_last = BoundaryState(a, sequence, head, last, first);
@@ -96,8 +103,7 @@ std::size_t PhiBytes(const LinearAttention& a) {
 template <typename Kernel>
 cudaError_t Allow(Kernel* kernel, std::size_t bytes) {
   return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                              cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              static_cast<int>(bytes));
+                              cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
 }
 
 }  // namespace

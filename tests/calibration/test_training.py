@@ -223,6 +223,8 @@ def test_a_run_that_starts_from_a_controller_only_tunes_it_and_settles(options, 
     log = (pipeline.pathlib.Path(further.out) / pipeline.UNFINISHED / "log.jsonl").read_text().splitlines()
     assert {json.loads(line)["stage"] for line in log} == {"tune", "settle", "done"}
     first, second = (export.read(o.out, loaded.config) for o in (options, further))
+    prices = [json.loads(line)["price"] for line in log if json.loads(line)["stage"] == "tune"]
+    assert prices[0] == pytest.approx(first[2]["training"]["price"], abs=1e-5)  # not down to where a first run begins
     assert second[2]["training"]["start"] and "start" not in first[2]["training"]
     moved = [(a.x - b.x).abs().max().item() for a, b in zip(first[0].controllers, second[0].controllers)]
     assert 0 < max(moved) < 0.2  # tuned from where it was, not from anew

@@ -25,7 +25,7 @@ def _train(args):
     scale = args.steps_scale or args.minutes / pipeline.REFERENCE_MINUTES
     options = pipeline.Options(
         args.model, args.text, args.out, args.docs, args.seed, args.share, args.eta, scale, args.feature_map,
-        args.max_length, args.start_from, quiet=args.quiet)
+        args.max_length, args.start_from, args.price, quiet=args.quiet)
     print(json.dumps(pipeline.train(options)))
 
 
@@ -66,6 +66,7 @@ def parser():
     sub.add_argument("--feature-map", choices=("hedgehog", "elu1"), default="hedgehog")
     sub.add_argument("--max-length", type=int, default=8192)
     sub.add_argument("--start-from", metavar="DIR", help="go on from this controller: end-to-end tuning and offsets only")
+    sub.add_argument("--price", type=float, help="of full rows when tuning goes on; default: what the first run ended with")
     sub.add_argument("--quiet", action="store_true")
     sub.set_defaults(run=_train)
     sub = commands.add_parser("eval", help="closed-loop loss, shares and pass keys as one JSON object")

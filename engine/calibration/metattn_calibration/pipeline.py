@@ -57,6 +57,7 @@ class Options:
     feature_map: str = "hedgehog"
     max_length: int = 8192
     start: str = None     # a controller directory to go on from: only tuning and offsets
+    price: float = None   # of full rows, at the start of tuning; None: what the run of `start` ended with
     geometry: Geometry = dataclasses.field(default_factory=Geometry)
     quiet: bool = False
 
@@ -101,6 +102,7 @@ def train(options):
                 "geometry": dataclasses.asdict(options.geometry), "threads": torch.get_num_threads()}
     if started:
         settings["start"] = _digest(options.start)
+        settings["price"] = options.price or started[2]["training"].get("price", tune.PRICE_START)
     run = Run(pathlib.Path(options.out) / UNFINISHED, settings, nominal_seconds(plan), options.quiet)
     model = Model(loaded)
     loaded.tensors = {n: t for n, t in loaded.tensors.items() if t.dim() == 1}  # all that the fingerprint needs
@@ -109,23 +111,24 @@ def train(options):
     start = Policy.neutral(loaded.config.layers, loaded.config.kv_heads, options.eta)
     if started:
         start.offsets = started[1].offsets
-        _go_on(job, start.offsets, plan, options.share, most)
+        price = _go_on(job, start.offsets, plan, options.share, most)
     else:
-        start.offsets[..., FULL] = -_train_retrofit(job, options, plan, most)
+        tilt, price = _train_retrofit(job, options, plan, most)
+        start.offsets[..., FULL] = -tilt
     tensors = export.tensors_of(retrofit)
     rounded = Retrofit.fresh(loaded.config, options.geometry, options.feature_map)
     export.fill(rounded, tensors, "trained controller")
     policy, mix, figures = settle.settle(dataclasses.replace(job, retrofit=rounded), options.share, start,
                                          tuple(dict.fromkeys(limited(settle.LENGTHS, most))), plan.settle_rounds)
     training = {k: settings[k] for k in ("texts", "plan", "seed", "share", "threads", "start") if k in settings}
-    training.update(figures=figures, dtype=str(model.dtype).replace("torch.", ""))
+    training.update(price=round(price, 5), figures=figures, dtype=str(model.dtype).replace("torch.", ""))
     export.write(options.out, tensors, export.describe(loaded, rounded, policy, mix, training, most))
     run.log("done", seconds=round(time.monotonic() - began), **figures)
     return figures
 
 
 def _train_retrofit(job, options, plan, most):
-    """Stages 1 to 4, each skipped as far as its saved state goes. -> the tilt on full that tuning had."""
+    """Stages 1 to 4, each skipped as far as its saved state goes. -> the tilt on full that tuning had, its last price."""
     config, controllers = job.model.config, job.retrofit.controllers
     sensitivities = sensitivity.measure(job, plan.sensitivity_texts, min(sensitivity.LENGTH, most))
     train_maps.train(job, plan.map_steps, limited(train_maps.LENGTHS, most))
@@ -141,8 +144,7 @@ def _train_retrofit(job, options, plan, most):
         del sample
     offsets = torch.zeros(config.layers, config.kv_heads, 3)
     offsets[..., FULL] = -tilt
-    tune.train(job, offsets, plan.tune_steps, options.share, limited(tune.LENGTHS, most))
-    return tilt
+    return tilt, tune.train(job, offsets, plan.tune_steps, options.share, limited(tune.LENGTHS, most))
 
 
 @torch.no_grad()
@@ -158,9 +160,9 @@ def _standardise(job, length):
 
 
 def _go_on(job, offsets, plan, share, most):
-    """Stage 4 from a controller that exists."""
+    """Stage 4 from a controller that exists. -> the last price."""
     _standardise(job, min(tune.LENGTHS[0], most))
-    tune.train(job, offsets, plan.tune_steps, share, limited(tune.LENGTHS, most))
+    return tune.train(job, offsets, plan.tune_steps, share, limited(tune.LENGTHS, most))
 
 
 def _digest(directory):

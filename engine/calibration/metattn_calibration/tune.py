@@ -74,12 +74,12 @@ def optimiser_of(retrofit):
 
 
 def train(job, offsets, steps, share, lengths=LENGTHS):
-    """offsets [layers, Hkv, 3]: added to log m (what makes argmax meet the share before tuning)."""
+    """offsets [layers, Hkv, 3]: added to log m (what makes argmax meet the share before tuning). -> the last price, a mean."""
     stage, run, model, retrofit = "tune", job.run, job.model, job.retrofit
     parameters = retrofit.parameters()
     optimiser = optimiser_of(retrofit)
     state = run.load(stage)
-    begin, prices = 0, {length: PRICE_START for length in lengths}
+    begin, prices = 0, dict.fromkeys(lengths, run.settings.get("price", PRICE_START))
     if state:
         begin, prices = state["step"], state["prices"]
         retrofit.load_state(state["retrofit"])
@@ -105,3 +105,4 @@ def train(job, offsets, steps, share, lengths=LENGTHS):
         run.save(stage, step + 1, steps, {"retrofit": retrofit.state(), "optimiser": optimiser.state_dict(), "prices": prices})
         run.progress(stage, step + 1, steps, f"{kind} of {length}: KL {loss:.4f}, full {hard:.3f}, price {price:.3f}",
                      share=length * len(lengths) / sum(lengths) / steps)
+    return sum(prices.values()) / len(prices)

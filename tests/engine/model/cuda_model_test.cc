@@ -1,0 +1,135 @@
+// A whole routed model on the CUDA backend in emulation, against the reference backend: with the
+// reference's decisions the logits agree within the measured bound and greedy tokens are equal, on
+// one to three ranks (threads), in prefill and in decode.
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "tests/support/controller_writer.h"
+#include "tests/support/model_runner.h"
+#include "tests/support/status_matchers.h"
+#include "tests/support/tiny_model.h"
+
+namespace metattn::test {
+namespace {
+
+constexpr int kTokens = 150;  // rows from 127 on are eligible: 64 tokens of window, 4 sinks
+const TinyModelOptions kModel = {
+    .layers = 2, .hidden = 96, .heads = 6, .kv_heads = 3, .head_dim = 32, .ffn = 96};
+constexpr RoutePolicy kFull{}, kLinear{Route::kLinear, 0, 0}, kLocal{Route::kLocal, 0, 0};
+constexpr RoutePolicy kRoutedPolicy{Route::kRouted, 0, 1};  // always sure
+
+struct Setting {
+  const char* name;
+  RoutePolicy policy;
+  int chunk, ranks;
+};
+
+class CudaModel : public testing::Test {
+ protected:
+  void SetUp() override {
+    root_ = testing::TempDir() + "/cuda_model_" + std::to_string(getpid());
+    std::filesystem::create_directories(root_);
+    model_ = WriteTinyModel(kModel, root_ + "/model.gguf");
+    controller_ = WriteController(model_, root_ + "/controller");
+  }
+  void TearDown() override { std::filesystem::remove_all(root_); }
+
+  static std::vector<std::int32_t> Tokens() {
+    std::vector<std::int32_t> tokens(kTokens);
+    std::uint32_t x = 777;
+    for (std::int32_t& token : tokens) {
+      x = x * 1664525 + 1013904223;
+      token = static_cast<std::int32_t>(x >> 16) % 300;
+    }
+    return tokens;
+  }
+
+  RunnerOptions Options(const Setting& setting) const {
+    RunnerOptions options;
+    options.controller = controller_;
+    options.policy = setting.policy;
+    options.window = 64;
+    options.chunk = setting.chunk;
+    return options;
+  }
+
+  std::string root_, model_, controller_;
+};
+
+struct Comparison {
+  int tokens = 0, differ = 0, near_ties = 0;  // near ties: the two best closer than the bound
+};
+
+Comparison CompareGreedy(const RunnerOutput& a, const RunnerOutput& b, double bound) {
+  Comparison c;
+  for (std::size_t at = 0; at < a.logits.size(); at += static_cast<std::size_t>(a.vocab)) {
+    const std::span<const float> x(a.logits.data() + at, static_cast<std::size_t>(a.vocab));
+    const std::span<const float> y(b.logits.data() + at, static_cast<std::size_t>(a.vocab));
+    std::vector<float> best(x.begin(), x.end());
+    std::partial_sort(best.begin(), best.begin() + 2, best.end(), std::greater<>());
+    const bool tie = best[0] - best[1] < 2 * bound;
+    ++c.tokens;
+    c.near_ties += tie ? 1 : 0;
+    c.differ += !tie && std::max_element(x.begin(), x.end()) - x.begin() !=
+                            std::max_element(y.begin(), y.end()) - y.begin()
+                    ? 1
+                    : 0;
+  }
+  return c;
+}
+
+TEST_F(CudaModel, LogitsAndGreedyTokensAreTheReferencesOnOneToThreeRanks) {
+  const Setting settings[] = {{"full", kFull, 50, 1},           {"local", kLocal, 64, 2},
+                              {"linear", kLinear, 50, 1},       {"routed", kRoutedPolicy, 50, 1},
+                              {"routed", kRoutedPolicy, 64, 2}, {"routed", kRoutedPolicy, 150, 3}};
+  for (const Setting& setting : settings) {
+    SCOPED_TRACE(testing::Message() << setting.name << " ranks " << setting.ranks);
+    RunnerOptions options = Options(setting);
+    options.record_decisions = root_ + "/decisions";
+    std::filesystem::remove_all(options.record_decisions);
+    const auto reference = RunModel(model_, Tokens(), options);
+    ASSERT_THAT(reference, Succeeds());
+    options.record_decisions.clear();
+    options.replay_decisions = root_ + "/decisions";
+    const auto bound = MeasuredBound(model_, Tokens(), options, 0x1p-21);
+    ASSERT_THAT(bound, Succeeds());
+    options.device = "cuda";
+    options.ranks = setting.ranks;
+    const auto emulated = RunModel(model_, Tokens(), options);
+    ASSERT_THAT(emulated, Succeeds());
+    EXPECT_LE(MaxAbsDifference(reference->logits, emulated->logits), *bound);
+    EXPECT_EQ(emulated->routing.bytes_read, reference->routing.bytes_read);
+    const Comparison greedy = CompareGreedy(*reference, *emulated, *bound);
+    EXPECT_EQ(greedy.differ, 0);
+    EXPECT_LT(greedy.near_ties, greedy.tokens / 2);
+    std::printf("%s, %d ranks: logits differ by %.2g, bound %.2g; %d of %d steps are near ties\n",
+                setting.name, setting.ranks, MaxAbsDifference(reference->logits, emulated->logits),
+                *bound, greedy.near_ties, greedy.tokens);
+  }
+}
+
+TEST_F(CudaModel, DecodeGivesWhatPrefillGives) {
+  RunnerOptions options = Options({"routed", kRoutedPolicy, 64, 1});
+  options.device = "cuda";
+  options.record_decisions = root_ + "/decisions";
+  const auto prefill = RunModel(model_, Tokens(), options);
+  ASSERT_THAT(prefill, Succeeds());
+  options.record_decisions.clear();
+  options.replay_decisions = root_ + "/decisions";
+  options.chunk = 1;
+  const auto decode = RunModel(model_, Tokens(), options);
+  ASSERT_THAT(decode, Succeeds());
+  // Every row's sums are taken in an order of its own, whatever else is in the step.
+  EXPECT_EQ(MaxAbsDifference(prefill->logits, decode->logits), 0.0);
+}
+
+}  // namespace
+}  // namespace metattn::test
