@@ -35,6 +35,7 @@ CONDITIONS = {
     "no avx512": lambda: "avx512f" not in cpu_flags(),
     "no avx2": lambda: "avx2" not in cpu_flags(),
     "no amx": lambda: "amx_tile" not in cpu_flags(),
+    "no protection keys": lambda: "ospke" not in cpu_flags(),
 }
 
 # (condition, pattern over "name: message")
@@ -46,6 +47,7 @@ EXPLAINED = [
     ("no avx512", r"(?i)avx-?512"),
     ("no avx2", r"(?i)avx-?2"),
     ("no amx", r"(?i)\bamx"),
+    ("no protection keys", r"memory protection keys"),
 ]
 
 

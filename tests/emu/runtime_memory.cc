@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "tests/emu/collectives.h"
+#include "tests/emu/device_pages.h"
 #include "tests/emu/runtime_state.h"
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -23,6 +24,23 @@ std::size_t RoundUp(std::size_t bytes) { return (bytes + kAlign - 1) / kAlign * 
 
 std::uintptr_t Address(const void* p) { return reinterpret_cast<std::uintptr_t>(p); }
 
+void* AllocateHost(std::size_t bytes) {
+  void* data = std::aligned_alloc(kAlign, RoundUp(bytes));
+  if (data == nullptr) return nullptr;
+  std::memset(data, kNanByte, RoundUp(bytes));
+  ASAN_POISON_MEMORY_REGION(static_cast<char*>(data) + bytes, RoundUp(bytes) - bytes);
+  return data;
+}
+
+void Unmap(void* data, const Allocation& allocation) {
+  if (allocation.registered) return;
+  if (allocation.type == cudaMemoryTypeDevice) {
+    UnmapDevicePages(data, allocation.bytes);
+  } else {
+    std::free(data);
+  }
+}
+
 cudaError_t Allocate(Runtime& runtime, void** result, std::size_t bytes, cudaMemoryType type) {
   if (result == nullptr) return cudaErrorInvalidValue;
   *result = nullptr;
@@ -35,10 +53,8 @@ cudaError_t Allocate(Runtime& runtime, void** result, std::size_t bytes, cudaMem
   if (on_device && rounded > runtime.options.device_memory - runtime.bytes_in_use[device]) {
     return cudaErrorMemoryAllocation;
   }
-  void* data = std::aligned_alloc(kAlign, rounded);
+  void* data = on_device ? MapDevicePages(bytes) : AllocateHost(bytes);
   if (data == nullptr) return cudaErrorMemoryAllocation;
-  std::memset(data, kNanByte, rounded);
-  ASAN_POISON_MEMORY_REGION(static_cast<char*>(data) + bytes, rounded - bytes);
   if (on_device) runtime.bytes_in_use[device] += rounded;
   runtime.memory[Address(data)] = {bytes, CurrentDevice(), type, false};
   *result = data;
@@ -56,8 +72,7 @@ cudaError_t Release(Runtime& runtime, void* data, cudaMemoryType type) {
   if (type == cudaMemoryTypeDevice) {
     runtime.bytes_in_use[static_cast<std::size_t>(allocation.device)] -= RoundUp(allocation.bytes);
   }
-  std::memset(data, kNanByte, allocation.bytes);  // for who still reads it, without ASan too
-  std::free(data);
+  Unmap(data, allocation);
   return cudaSuccess;
 }
 
@@ -187,7 +202,7 @@ const Allocation* FindAllocation(const Runtime& runtime, const void* data, std::
 
 void ReleaseAllMemory(Runtime& runtime) {
   for (const auto& [address, allocation] : runtime.memory) {
-    if (!allocation.registered) std::free(reinterpret_cast<void*>(address));
+    Unmap(reinterpret_cast<void*>(address), allocation);
   }
   runtime.memory.clear();
 }

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <thread>
 
+#include "tests/emu/device_pages.h"
+
 namespace emu {
 namespace {
 
@@ -50,7 +52,11 @@ Runtime::Target Runtime::Find(cudaStream_t handle) {
 bool Runtime::Step(Queue& queue) {
   if (queue.operations.empty()) return false;
   Operation& front = queue.operations.front();
-  if (!front.after.Passed() || !front.run()) return false;
+  if (!front.after.Passed()) return false;
+  {
+    const DeviceAccess access;
+    if (!front.run()) return false;
+  }
   queue.operations.pop_front();
   ++queue.done;
   return true;

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "tests/emu/block.h"
+#include "tests/emu/device_pages.h"
 #include "tests/emu/launch.h"
 #include "tests/emu/runtime_state.h"
 
@@ -221,6 +222,7 @@ cudaError_t cudaDeviceSynchronize() {
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void* data) {
   return Api("cudaLaunchHostFunc", [&](Runtime& runtime) {
     return runtime.Enqueue(stream, [function, data] {
+      const emu::DeviceAccess none(false);
       emu::InHostFunction() = true;
       function(data);
       emu::InHostFunction() = false;

@@ -113,6 +113,7 @@ class Lengths(SeededTree):
         self.assertEqual(self.findings("parameters", {"engine/a.h": six}), [])
         (self.root / "engine/a.h").unlink()
         self.assert_one("parameters", {"tests/a.py": "def f(a, b, c, d, e, f, g): pass\n"}, "f has 7")
+        (self.root / "tests/a.py").unlink()
         prescribed = "int cudaF(int a, int b, int c, int d, int e, int f, int g);\n"
         self.assertEqual(self.findings("parameters", {"tests/emu/a.cc": prescribed}), [])
         self.assert_one("parameters", {"engine/a.cc": prescribed}, "cudaF has 7")

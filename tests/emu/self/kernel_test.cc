@@ -154,6 +154,45 @@ TEST_F(EmuKernel, TreeOfWarpBarriersAddsUp) {
   });
 }
 
+TEST_F(EmuKernel, LdmatrixGivesEachLaneItsPairs) {
+  std::vector<std::uint16_t> rows(32 * 8);
+  for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<std::uint16_t>(i);
+  const DeviceArray<std::uint16_t> in(rows);
+  const DeviceArray<std::uint32_t> out(128);
+  for (const bool transposed : {false, true}) {
+    ForEachOrder([&](const char* order) {
+      ASSERT_CUDA(LoadMatrices(Bug::kNone, transposed, in.get(), out.get(), nullptr));
+      const std::vector<std::uint32_t> values = out.Read();
+      for (std::uint32_t i = 0; i < 128; ++i) {
+        const std::uint32_t lane = i / 4, first = i % 4 * 64;
+        const std::uint32_t g = lane / 4, t = lane % 4 * 2;
+        const std::uint32_t low = transposed ? t * 8 + g : g * 8 + t;
+        const std::uint32_t high = transposed ? (t + 1) * 8 + g : g * 8 + t + 1;
+        ASSERT_EQ(values[i], (first + low) | (first + high) << 16) << "lane " << lane << order;
+      }
+    });
+  }
+}
+
+TEST_F(EmuKernel, MmaTakesFragmentsAsThePtxIsaOrdersThem) {
+  std::vector<__nv_bfloat16> a(256), b(128);
+  std::vector<float> c(128), expected(128);
+  for (std::size_t i = 0; i < 256; ++i) a[i] = __float2bfloat16(static_cast<float>(i * 7 % 31));
+  for (std::size_t i = 0; i < 128; ++i) b[i] = __float2bfloat16(static_cast<float>(i * 5 % 29));
+  for (std::size_t i = 0; i < 128; ++i) {
+    c[i] = expected[i] = static_cast<float>(i);
+    for (std::size_t k = 0; k < 16; ++k) {
+      expected[i] += __bfloat162float(a[i / 8 * 16 + k]) * __bfloat162float(b[k * 8 + i % 8]);
+    }
+  }
+  const DeviceArray<__nv_bfloat16> da(a), db(b);
+  ForEachOrder([&](const char* order) {
+    const DeviceArray<float> dc(c);
+    ASSERT_CUDA(MmaFragments(da.get(), db.get(), dc.get(), nullptr));
+    EXPECT_EQ(dc.Read(), expected) << order;
+  });
+}
+
 TEST_F(EmuKernel, TensorCoreProductEqualsTheFormula) {
   for (const int depth : {32, 64, 160}) {
     const auto size = static_cast<std::size_t>(16 * depth);

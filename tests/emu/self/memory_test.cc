@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "tests/emu/device_pages.h"
 #include "tests/emu/self/support.h"
 #include "tests/emu/self/test_kernels.h"
 
@@ -193,6 +194,28 @@ TEST_F(EmuMemory, PointersKnowWhatTheyAre) {
 }
 
 using EmuMemoryDeathTest = EmuMemory;
+
+TEST_F(EmuMemoryDeathTest, HostCodeCannotTouchDeviceMemory) {
+  if (!HostIsKeptOut()) GTEST_SKIP() << "this machine has no memory protection keys";
+  const DeviceArray<float> device(4);
+  EXPECT_DEATH(device.get()[0] = 1, "");
+  EXPECT_DEATH(EXPECT_NE(device.get()[3], 1), "");
+  EXPECT_DEATH(
+      {
+        static_cast<void>(cudaLaunchHostFunc(
+            nullptr, [](void* data) { *static_cast<float*>(data) = 1; }, device.get()));
+      },
+      "");
+}
+
+TEST_F(EmuMemoryDeathTest, AKernelThatRunsOverDeviceMemoryFaults) {
+  const DeviceArray<float> device(64);  // the end of a page
+  EXPECT_DEATH(static_cast<void>(Affine(device.get(), 65, 1, 1, nullptr)), "");
+  float* freed = nullptr;
+  EXPECT_CUDA(cudaMalloc(reinterpret_cast<void**>(&freed), 4));
+  EXPECT_CUDA(cudaFree(freed));
+  EXPECT_DEATH(static_cast<void>(Affine(freed, 1, 1, 1, nullptr)), "");
+}
 
 TEST_F(EmuMemoryDeathTest, WorkOnFreedMemoryIsReported) {
   EXPECT_DEATH(

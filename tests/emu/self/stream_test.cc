@@ -1,8 +1,9 @@
 // Streams, events and host functions under every eagerness mask, and what a mask makes visible.
 
-#include <cmath>
+#include <atomic>
 #include <thread>
 
+#include "tests/emu/runtime_state.h"
 #include "tests/emu/self/support.h"
 #include "tests/emu/self/test_kernels.h"
 
@@ -230,6 +231,27 @@ TEST_F(EmuStream, UnknownHandlesAreErrors) {
   EXPECT_EQ(cudaStreamSynchronize(stream), cudaErrorInvalidResourceHandle);
   EXPECT_EQ(cudaStreamDestroy(stream), cudaErrorInvalidResourceHandle);
   EXPECT_EQ(cudaStreamSynchronize(cudaStreamPerThread), cudaErrorInvalidResourceHandle);
+}
+
+// What an emulated NCCL will enqueue: an operation that is asked again until another process
+// answers. Meanwhile other streams go on, and other threads can call CUDA (to abort it, say).
+TEST_F(EmuStream, OperationsMayWaitForOthers) {
+  Scene scene(2);
+  std::atomic<bool> answered = false;
+  EXPECT_CUDA(Api("test", [&](Runtime& runtime) {
+    return runtime.Enqueue(scene.stream(0), [&answered] { return answered.load(); });
+  }));
+  scene.In(0);
+  scene.Out(0);
+  EXPECT_CUDA(cudaMemsetAsync(scene.device, 0, Scene::kBytes, scene.stream(1)));
+  std::thread other([&] {
+    while (cudaStreamQuery(scene.stream(1)) == cudaErrorNotReady) {
+    }
+    answered = true;
+  });
+  EXPECT_CUDA(cudaStreamSynchronize(scene.stream(0)));
+  other.join();
+  EXPECT_TRUE(scene.Holds(1, 0));
 }
 
 TEST_F(EmuStream, ThreadsOfTheProgramMayUseStreamsOfTheirOwn) {

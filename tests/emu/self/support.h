@@ -65,14 +65,14 @@ class DeviceArray {
   std::size_t count_;
 };
 
-// Calls body(name) under each thread order, the random one with several seeds.
+// Calls body(name) under each thread order, the random one with that many seeds.
 template <typename Body>
-void ForEachOrder(const Body& body) {
+void ForEachOrder(const Body& body, unsigned seeds = 5) {
   SetThreadSchedule({ThreadOrder::kFifo});
   body("fifo");
   SetThreadSchedule({ThreadOrder::kLifo});
   body("lifo");
-  for (unsigned seed = 1; seed <= 5; ++seed) {
+  for (unsigned seed = 1; seed <= seeds; ++seed) {
     SetThreadSchedule({ThreadOrder::kRandom, seed});
     body("random");
   }

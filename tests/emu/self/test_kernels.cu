@@ -96,6 +96,49 @@ __global__ void WarpTreeKernel(const float* in, float* out) {
   if (lane == 0) out[warp] = value[i];
 }
 
+template <Bug kBug, bool kTransposed>
+__global__ void LoadMatricesKernel(const std::uint16_t* in, std::uint32_t* out) {
+  GPU_DYN_SMEM(bytes);
+  std::uint16_t* const rows = reinterpret_cast<std::uint16_t*>(bytes);
+  const int lane = gpu::lane_index();
+  gpu::cp_async16(rows + 8 * lane, in + 8 * lane);
+  gpu::cp_async_commit();
+  gpu::cp_async_wait<0>();
+  if constexpr (kBug != Bug::kMissingWarpBarrier) __syncwarp();
+  std::uint32_t r[4];
+  gpu::ldmatrix_x4<kTransposed>(r, rows + 8 * lane);
+#pragma unroll
+  for (int m = 0; m < 4; ++m) out[lane * 4 + m] = r[m];
+}
+
+// PTX ISA, "Matrix fragments for mma.m16n8k16 with floating point type": element i of a thread lies
+// at
+//   A: row g for 0 <= i < 2 or 4 <= i < 6, else g + 8; column 2 t + (i & 1), and + 8 for i >= 4
+//   B: row 2 t + (i & 1), and + 8 for i >= 2; column g
+//   C: row g for i < 2, else g + 8; column 2 t + (i & 1)
+__global__ void MmaFragmentsKernel(const bf16* a, const bf16* b, float* c) {
+  const int g = gpu::lane_index() >> 2, t = gpu::lane_index() % 4;
+  const auto a_element = [&](int i) {
+    const int row = (i < 2 || (i >= 4 && i < 6)) ? g : g + 8;
+    return __bfloat162float(a[row * 16 + t * 2 + (i & 1) + (i >= 4 ? 8 : 0)]);
+  };
+  const auto b_element = [&](int i) {
+    return __bfloat162float(b[(t * 2 + (i & 1) + (i >= 2 ? 8 : 0)) * 8 + g]);
+  };
+  const auto c_index = [&](int i) { return (i < 2 ? g : g + 8) * 8 + t * 2 + (i & 1); };
+  std::uint32_t fragment[4];
+  float d[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    fragment[i] = gpu::pack_bf16(a_element(2 * i), a_element(2 * i + 1));
+    d[i] = c[c_index(i)];
+  }
+  gpu::mma_bf16_16816(d, fragment, gpu::pack_bf16(b_element(0), b_element(1)),
+                      gpu::pack_bf16(b_element(2), b_element(3)));
+#pragma unroll
+  for (int i = 0; i < 4; ++i) c[c_index(i)] = d[i];
+}
+
 __global__ void WarpCallsKernel(int* out) {
   const int lane = gpu::lane_index();
   const int v = 100 + lane;
@@ -283,6 +326,18 @@ cudaError_t WarpTree(Bug bug, const float* in, float* out, cudaStream_t stream) 
   auto* kernel = WarpTreeKernel<Bug::kNone>;
   if (bug == Bug::kMissingWarpBarrier) kernel = WarpTreeKernel<Bug::kMissingWarpBarrier>;
   return gpu::launch(kernel, dim3(1), dim3(64), 0, stream, in, out);
+}
+
+cudaError_t LoadMatrices(Bug bug, bool transposed, const std::uint16_t* in, std::uint32_t* out,
+                         cudaStream_t stream) {
+  auto* kernel = LoadMatricesKernel<Bug::kNone, false>;
+  if (transposed) kernel = LoadMatricesKernel<Bug::kNone, true>;
+  if (bug == Bug::kMissingWarpBarrier) kernel = LoadMatricesKernel<Bug::kMissingWarpBarrier, false>;
+  return gpu::launch(kernel, dim3(1), dim3(32), 512, stream, in, out);
+}
+
+cudaError_t MmaFragments(const bf16* a, const bf16* b, float* c, cudaStream_t stream) {
+  return gpu::launch(MmaFragmentsKernel, dim3(1), dim3(32), 0, stream, a, b, c);
 }
 
 cudaError_t WarpCalls(int* out, cudaStream_t stream) {

@@ -7,6 +7,8 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime_api.h>
 
+#include <cstdint>
+
 namespace emu::self {
 
 enum class Bug {
@@ -41,6 +43,16 @@ cudaError_t Product(Bug bug, const ProductArgs& args, cudaStream_t stream);
 
 // Sums 32 values per warp through shared memory in a tree with __syncwarp.
 cudaError_t WarpTree(Bug bug, const float* in, float* out, cudaStream_t stream);
+
+// Copies four 8 x 8 matrices of 16-bit elements to shared memory and loads them with ldmatrix_x4:
+// out[lane * 4 + m] is register m of the lane. Bug: no warp barrier between copy and load.
+cudaError_t LoadMatrices(Bug bug, bool transposed, const std::uint16_t* in, std::uint32_t* out,
+                         cudaStream_t stream);
+
+// c (16 x 8) += a (16 x 16) * b (16 x 8), row-major, by one mma whose fragments are filled element
+// by element after the tables of the PTX ISA.
+cudaError_t MmaFragments(const __nv_bfloat16* a, const __nv_bfloat16* b, float* c,
+                         cudaStream_t stream);
 
 // Each warp collective once; row k of `out` (32 ints) holds what call k gave to each lane.
 inline constexpr int kWarpCallRows = 22;

@@ -1,0 +1,32 @@
+// Pages of device memory, which host code cannot touch: they carry a memory protection key that is
+// open only while work of a stream runs. A page without access follows each allocation.
+//
+// Ownership: the caller unmaps what it mapped. Thread safety: all functions may be called from any
+// thread; access is per thread. Errors: Map gives null; touching the pages from outside is a fault
+// (SIGSEGV). Where the processor or the kernel has no protection keys, host code is not kept out.
+// Cost: two system calls per allocation; some 50 ns to open and close.
+#pragma once
+
+#include <cstddef>
+
+namespace emu {
+
+// `bytes` up to the guard page except for what alignment to 256 needs; filled with NaN bits.
+void* MapDevicePages(std::size_t bytes);
+void UnmapDevicePages(void* data, std::size_t bytes);
+
+bool HostIsKeptOut();
+
+// While it lives, this thread may (or, with false, may not) touch device pages. Nests.
+class DeviceAccess {
+ public:
+  explicit DeviceAccess(bool allowed = true);
+  ~DeviceAccess();
+  DeviceAccess(const DeviceAccess&) = delete;
+  DeviceAccess& operator=(const DeviceAccess&) = delete;
+
+ private:
+  int before_ = 0;
+};
+
+}  // namespace emu
