@@ -23,29 +23,20 @@ void ForEachLane(void* const* arguments, unsigned mask, const Body& body) {
   }
 }
 
-constexpr std::size_t kMaxShuffle = 16;
+constexpr std::size_t kMaxShuffle = 8;
 
 // Sizes known to the compiler, so that no call of memcpy remains: TSan would take it for one lane's
 // access to another's stack.
-bool CopyRegister(void* to, const void* from, std::size_t bytes) {
+void CopyRegister(void* to, const void* from, std::size_t bytes) {
   switch (bytes) {
-    case 1:
-      std::memcpy(to, from, 1);
-      return true;
     case 2:
       std::memcpy(to, from, 2);
-      return true;
+      return;
     case 4:
       std::memcpy(to, from, 4);
-      return true;
-    case 8:
+      return;
+    default:  // kernel.h lets no other size pass
       std::memcpy(to, from, 8);
-      return true;
-    case 16:
-      std::memcpy(to, from, 16);
-      return true;
-    default:
-      return false;
   }
 }
 
@@ -59,7 +50,9 @@ struct ShuffleArgument {
 void CompleteShuffle(void* const* arguments, unsigned mask) {
   ForEachLane<ShuffleArgument>(arguments, mask, [&](int, ShuffleArgument& me) {
     if (me.source < 0) return;
-    if ((mask >> me.source & 1U) == 0) Fail("shuffle: reads from a lane that is not in the mask");
+    if ((mask >> me.source & 1U) == 0) {
+      Fail("shuffle: reads from a lane that the block's last warp does not have");
+    }
     CopyRegister(me.value, static_cast<ShuffleArgument*>(arguments[me.source])->in, me.bytes);
   });
 }
@@ -180,9 +173,7 @@ void Shuffle(unsigned mask, void* value, std::size_t bytes, int source, const Si
   if (source >= 0 && (mask >> source & 1U) == 0) {
     Fail("shuffle: reads from a lane that is not in the mask", site);
   }
-  if (!CopyRegister(argument.in, value, bytes)) {
-    Fail("shuffle of something else than 1, 2, 4, 8 or 16 bytes", site);
-  }
+  CopyRegister(argument.in, value, bytes);
   Block::Get().SyncWarp({"a shuffle", mask, CompleteShuffle}, &argument, site);
 }
 
