@@ -145,7 +145,8 @@ void Block::ThreadMain() {
 void Block::StartThreads() {
   const auto size = static_cast<std::size_t>(size_);
   while (threads_.size() < size) threads_.push_back(std::make_unique<Thread>());
-  warps_.assign((size + 31) / 32, Warp{});
+  warps_.resize((size + 31) / 32);
+  for (Warp& warp : warps_) warp.lanes = warp.exited = 0;  // no meeting outlives its block
   barrier_.arrived = barrier_.agreed = 0;
   head_ = tail_ = kRing;  // not 0: Yield may step back before it
   for (int i = 0; i < size_; ++i) {

@@ -23,29 +23,20 @@ void ForEachLane(void* const* arguments, unsigned mask, const Body& body) {
   }
 }
 
-constexpr std::size_t kMaxShuffle = 16;
+constexpr std::size_t kMaxShuffle = 8;
 
 // Sizes known to the compiler, so that no call of memcpy remains: TSan would take it for one lane's
 // access to another's stack.
-bool CopyRegister(void* to, const void* from, std::size_t bytes) {
+void CopyRegister(void* to, const void* from, std::size_t bytes) {
   switch (bytes) {
-    case 1:
-      std::memcpy(to, from, 1);
-      return true;
     case 2:
       std::memcpy(to, from, 2);
-      return true;
+      return;
     case 4:
       std::memcpy(to, from, 4);
-      return true;
-    case 8:
+      return;
+    default:  // kernel.h lets no other size pass
       std::memcpy(to, from, 8);
-      return true;
-    case 16:
-      std::memcpy(to, from, 16);
-      return true;
-    default:
-      return false;
   }
 }
 
@@ -59,7 +50,9 @@ struct ShuffleArgument {
 void CompleteShuffle(void* const* arguments, unsigned mask) {
   ForEachLane<ShuffleArgument>(arguments, mask, [&](int, ShuffleArgument& me) {
     if (me.source < 0) return;
-    if ((mask >> me.source & 1U) == 0) Fail("shuffle: reads from a lane that is not in the mask");
+    if ((mask >> me.source & 1U) == 0) {
+      Fail("shuffle: reads from a lane that the block's last warp does not have");
+    }
     CopyRegister(me.value, static_cast<ShuffleArgument*>(arguments[me.source])->in, me.bytes);
   });
 }
@@ -143,25 +136,28 @@ float Half(std::uint32_t pair, int half) {
   return std::bit_cast<float>(half == 0 ? pair << 16 : pair & 0xffff0000U);
 }
 
+// What register i of a lane's accumulator stands for.
+int RowOf(int lane, int i) { return lane / 4 + i / 2 * 8; }
+int ColumnOf(int lane, int i) { return lane % 4 * 2 + i % 2; }
+
 void CompleteMma(void* const* arguments, unsigned mask) {
-  float a[16][16], b[16][8];
+  float a[16][16], b[16][8], c[16][8];
   ForEachLane<MmaArgument>(arguments, mask, [&](int lane, const MmaArgument& me) {
     const int g = lane / 4, t = lane % 4 * 2;
     for (int half = 0; half < 2; ++half) {
       for (int i = 0; i < 4; ++i) a[g + i % 2 * 8][t + i / 2 * 8 + half] = Half(me.a[i], half);
       for (int i = 0; i < 2; ++i) b[t + i * 8 + half][g] = Half(me.b[i], half);
     }
+    for (int i = 0; i < 4; ++i) c[RowOf(lane, i)][ColumnOf(lane, i)] = me.d[i];
   });
-  ForEachLane<MmaArgument>(arguments, mask, [&](int lane, const MmaArgument& me) {
-    const int g = lane / 4, t = lane % 4 * 2;
-    for (int i = 0; i < 4; ++i) {
-      const int row = g + i / 2 * 8, column = t + i % 2;
-      // Products of bf16 are exact in fp32. The order of a tensor core's additions is not
-      // published.
-      float sum = me.d[i];
-      for (int k = 0; k < 16; ++k) sum += a[row][k] * b[k][column];
-      me.d[i] = sum;
+  // Products of bf16 are exact in fp32. The order of a tensor core's additions is not published.
+  for (int row = 0; row < 16; ++row) {
+    for (int k = 0; k < 16; ++k) {
+      for (int column = 0; column < 8; ++column) c[row][column] += a[row][k] * b[k][column];
     }
+  }
+  ForEachLane<MmaArgument>(arguments, mask, [&](int lane, const MmaArgument& me) {
+    for (int i = 0; i < 4; ++i) me.d[i] = c[RowOf(lane, i)][ColumnOf(lane, i)];
   });
 }
 
@@ -180,9 +176,7 @@ void Shuffle(unsigned mask, void* value, std::size_t bytes, int source, const Si
   if (source >= 0 && (mask >> source & 1U) == 0) {
     Fail("shuffle: reads from a lane that is not in the mask", site);
   }
-  if (!CopyRegister(argument.in, value, bytes)) {
-    Fail("shuffle of something else than 1, 2, 4, 8 or 16 bytes", site);
-  }
+  CopyRegister(argument.in, value, bytes);
   Block::Get().SyncWarp({"a shuffle", mask, CompleteShuffle}, &argument, site);
 }
 

@@ -20,7 +20,8 @@ using Site = std::source_location;
 int SyncBlock(const char* name, bool predicate, const Site& site);
 
 void SyncWarp(unsigned mask, const Site& site);
-// Replaces `value` by what lane `source` of the mask gave; a negative source keeps the own one.
+// Replaces `value` (2, 4 or 8 bytes) by what lane `source` of the mask gave; a negative source
+// keeps the own one.
 void Shuffle(unsigned mask, void* value, std::size_t bytes, int source, const Site& site);
 // Bit i: lane i is in the mask and gave true.
 unsigned Vote(const char* name, unsigned mask, bool predicate, const Site& site);

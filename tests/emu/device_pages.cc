@@ -17,9 +17,15 @@ namespace {
 
 constexpr std::size_t kPage = 4096;
 constexpr std::size_t kAlign = 256;
+constexpr std::size_t kFreedRanges = 256;
 constexpr int kNanByte = 0xff;  // as bf16, half or float: NaN; as an index: far outside
 
 constexpr std::size_t RoundUp(std::size_t n, std::size_t to) { return (n + to - 1) / to * to; }
+
+struct Range {
+  void* data;
+  std::size_t bytes;
+};
 
 // -1: there are none. Closed for the thread that asks first; Linux closes it for all others.
 int Key() {
@@ -67,7 +73,16 @@ void UnmapDevicePages(void* data, std::size_t bytes) {
   const std::size_t usable = RoundUp(bytes, kPage);
   unsigned char* const begin = static_cast<unsigned char*>(data) + RoundUp(bytes, kAlign) - usable;
   ASAN_UNPOISON_MEMORY_REGION(begin, usable);
-  munmap(begin, usable + kPage);
+  // The addresses stay taken for a while, so that late accesses fault instead of finding others'
+  // data.
+  void* closed = mmap(begin, usable + kPage, PROT_NONE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+  static Range freed[kFreedRanges] = {};
+  static std::size_t next = 0;
+  Range& oldest = freed[next++ % kFreedRanges];
+  if (oldest.data != nullptr) munmap(oldest.data, oldest.bytes);
+  oldest = {begin, usable + kPage};
+  if (closed == MAP_FAILED) oldest = {};
 }
 
 }  // namespace emu

@@ -1,10 +1,11 @@
 // Pages of device memory, which host code cannot touch: they carry a memory protection key that is
 // open only while work of a stream runs. A page without access follows each allocation.
 //
-// Ownership: the caller unmaps what it mapped. Thread safety: all functions may be called from any
-// thread; access is per thread. Errors: Map gives null; touching the pages from outside is a fault
-// (SIGSEGV). Where the processor or the kernel has no protection keys, host code is not kept out.
-// Cost: two system calls per allocation; some 50 ns to open and close.
+// Ownership: the caller unmaps what it mapped. Thread safety: mapping and unmapping under the
+// runtime's lock; access is per thread. Errors: Map gives null; touching the pages from outside, or
+// the last 256 allocations that were unmapped, is a fault (SIGSEGV). Without protection keys in the
+// processor and the kernel, host code is not kept out. Cost: some system calls per allocation; some
+// 50 ns to open and close.
 #pragma once
 
 #include <cstddef>

@@ -86,7 +86,8 @@ void Fiber::Start(void (*entry)()) {
 #endif
   }
 #if defined(__SANITIZE_ADDRESS__)
-  __asan_unpoison_memory_region(stack_, kStackBytes);  // left by a fiber that ended in mid-frame
+  // Left by the fiber that ended in its outermost frames; deeper ones have returned.
+  __asan_unpoison_memory_region(stack_ + kStackBytes - kPageBytes, kPageBytes);
 #endif
   fake_stack_ = nullptr;
   // The frame that emu_switch_stack will pop: control words, six registers, where to return to;

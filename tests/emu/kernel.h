@@ -53,37 +53,41 @@ inline int LaneIndex() {
                           32U);
 }
 
-// Shuffles work in segments of `width` lanes: a source outside its own segment means the own value.
+// The value of lane `source`, the own one where that is not in [begin, end).
 template <typename T>
-T ShuffleFrom(unsigned mask, T value, int source, int width, const Site& site) {
-  const int segment = LaneIndex() & ~(width - 1);
-  const bool inside = source >= segment && source < segment + width;
+T ShuffleFrom(unsigned mask, T value, int source, const int (&range)[2], const Site& site) {
+  static_assert(sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8);
+  const bool inside = source >= range[0] && source < range[1];
   Shuffle(mask, &value, sizeof value, inside ? source : -1, site);
   return value;
 }
 
+// First lane of the segment of `width` lanes that the calling lane is in.
+inline int SegmentStart(int width) { return LaneIndex() & ~(width - 1); }
+
 }  // namespace emu
 
+// Shuffles work in segments of `width` lanes: up and down stay in the own one, sync wraps around in
+// it, xor may also read from earlier ones.
 template <typename T>
 T __shfl_sync(unsigned mask, T value, int source, int width = 32, EMU_SITE) {
-  const int segment = emu::LaneIndex() & ~(width - 1);
-  return emu::ShuffleFrom(mask, value, segment + (source & (width - 1)), width, site);
+  const int from = emu::SegmentStart(width) + (source & (width - 1));
+  return emu::ShuffleFrom(mask, value, from, {0, 32}, site);
 }
 template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32, EMU_SITE) {
-  // Unlike the others, it may read from segments before its own.
-  const int source = emu::LaneIndex() ^ lanes;
-  const int end = (emu::LaneIndex() & ~(width - 1)) + width;
-  emu::Shuffle(mask, &value, sizeof value, source < end ? source : -1, site);
-  return value;
+  const int end = emu::SegmentStart(width) + width;
+  return emu::ShuffleFrom(mask, value, emu::LaneIndex() ^ lanes, {0, end}, site);
 }
 template <typename T>
 T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, EMU_SITE) {
-  return emu::ShuffleFrom(mask, value, emu::LaneIndex() - static_cast<int>(delta), width, site);
+  const int from = emu::LaneIndex() - static_cast<int>(delta);
+  return emu::ShuffleFrom(mask, value, from, {emu::SegmentStart(width), 32}, site);
 }
 template <typename T>
 T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, EMU_SITE) {
-  return emu::ShuffleFrom(mask, value, emu::LaneIndex() + static_cast<int>(delta), width, site);
+  const int from = emu::LaneIndex() + static_cast<int>(delta);
+  return emu::ShuffleFrom(mask, value, from, {0, emu::SegmentStart(width) + width}, site);
 }
 
 inline unsigned __ballot_sync(unsigned mask, int predicate, EMU_SITE) {

@@ -140,8 +140,9 @@ struct Runtime {
   };
   Target Find(cudaStream_t handle);
 
-  // Puts an operation into a stream (or its capture). For a legacy stream: runs it, after all work
-  // of the device's blocking streams.
+  // Puts an operation into a stream (or its capture: then each launch of the graph runs a copy of
+  // `run` as it was captured, so what it changes in itself does not outlive one launch). For a
+  // legacy stream: runs it, after all work of the device's blocking streams.
   cudaError_t Enqueue(cudaStream_t handle, std::function<bool()> run);
   void Settle();                      // lets eager streams run
   bool Step(Queue& queue);            // one operation; false if it cannot run yet

@@ -1,5 +1,6 @@
 #include "tests/emu/shared_arena.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -71,13 +72,14 @@ bool SharedArena::Contains(const void* data, std::size_t bytes) const {
 
 void SharedArena::CheckFence(const unsigned char* begin, const unsigned char* end,
                              const char* after) const {
-  for (const unsigned char* p = begin; p < end; ++p) {
-    if (*p == kNanByte) continue;
-    char message[128];
-    std::snprintf(message, sizeof message, "shared memory overrun: written %td bytes %s", p - begin,
-                  after);
-    Fail(message);
-  }
+  const auto bytes = static_cast<std::size_t>(end - begin);
+  // All bytes equal the first one: much faster than a loop.
+  if (bytes == 0 || (*begin == kNanByte && std::memcmp(begin, begin + 1, bytes - 1) == 0)) return;
+  const auto* written = std::find_if(begin, end, [](unsigned char c) { return c != kNanByte; });
+  char message[128];
+  std::snprintf(message, sizeof message, "shared memory overrun: written %td bytes %s",
+                written - begin, after);
+  Fail(message);
 }
 
 void SharedArena::CheckFences() const {

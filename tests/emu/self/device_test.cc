@@ -1,5 +1,8 @@
 // Devices, their properties, counters and failures that a test asks for.
 
+#include <cstdlib>
+#include <utility>
+
 #include "tests/emu/self/support.h"
 #include "tests/emu/self/test_kernels.h"
 
@@ -29,10 +32,21 @@ TEST_F(EmuDevice, PropertiesFollowTheArchitecture) {
     EXPECT_EQ(p.sharedMemPerBlockOptin, static_cast<std::size_t>(e.shared_kilobytes) * 1024);
     EXPECT_EQ(p.maxThreadsPerMultiProcessor, e.threads);
     int value = 0;
-    EXPECT_CUDA(cudaDeviceGetAttribute(&value, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0));
-    EXPECT_EQ(value, e.shared_kilobytes * 1024);
-    EXPECT_CUDA(cudaDeviceGetAttribute(&value, cudaDevAttrComputeCapabilityMajor, 0));
-    EXPECT_EQ(value, e.sm / 10);
+    const std::pair<cudaDeviceAttr, int> attributes[] = {
+        {cudaDevAttrComputeCapabilityMajor, e.sm / 10},
+        {cudaDevAttrComputeCapabilityMinor, e.sm % 10},
+        {cudaDevAttrMultiProcessorCount, p.multiProcessorCount},
+        {cudaDevAttrMaxThreadsPerBlock, 1024},
+        {cudaDevAttrMaxThreadsPerMultiProcessor, e.threads},
+        {cudaDevAttrWarpSize, 32},
+        {cudaDevAttrMemoryPoolsSupported, 1},
+        {cudaDevAttrMaxSharedMemoryPerBlockOptin, e.shared_kilobytes * 1024},
+        {cudaDevAttrMaxSharedMemoryPerMultiprocessor, (e.shared_kilobytes + 1) * 1024},
+    };
+    for (const auto& [attribute, expected_value] : attributes) {
+      EXPECT_CUDA(cudaDeviceGetAttribute(&value, attribute, 0));
+      EXPECT_EQ(value, expected_value) << "attribute " << attribute;
+    }
     EXPECT_EQ(cudaDeviceGetAttribute(&value, cudaDevAttrMaxPitch, 0), cudaErrorInvalidValue);
   }
 }
@@ -111,6 +125,51 @@ TEST_F(EmuDevice, VersionsAndPrioritiesAreThere) {
   cudaStream_t stream;
   EXPECT_CUDA(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, greatest));
   EXPECT_CUDA(cudaStreamDestroy(stream));
+}
+
+// Sets a variable of the environment for as long as it lives.
+class Environment {
+ public:
+  Environment(const char* name, const char* value) : name_(name) { setenv(name, value, 1); }
+  ~Environment() { unsetenv(name_); }
+  Environment(const Environment&) = delete;
+  Environment& operator=(const Environment&) = delete;
+
+ private:
+  const char* name_;
+};
+
+TEST_F(EmuDevice, OptionsComeFromTheEnvironment) {
+  const Environment devices("EMU_DEVICES", "3"), memory("EMU_DEVICE_MEMORY_MB", "64");
+  const Environment sm("EMU_SM", "80"), mask("EMU_EAGER_MASK", "0x5");
+  const Environment order("EMU_ORDER", "2"), seed("EMU_SEED", "9");
+  const Options options = OptionsFromEnvironment();
+  EXPECT_EQ(options.devices, 3);
+  EXPECT_EQ(options.device_memory, std::size_t{64} << 20);
+  EXPECT_EQ(options.sm, 80);
+  EXPECT_EQ(options.eager_mask, 5U);
+  EXPECT_EQ(ThreadScheduleFromEnvironment().order, ThreadOrder::kRandom);
+  EXPECT_EQ(ThreadScheduleFromEnvironment().seed, 9U);
+}
+
+using EmuDeviceDeathTest = EmuDevice;
+
+TEST_F(EmuDeviceDeathTest, WrongValuesOfTheEnvironmentAreNamed) {
+  {
+    const Environment order("EMU_ORDER", "3");
+    EXPECT_DEATH(ThreadScheduleFromEnvironment(), "EMU_ORDER=3 is not a number from 0 to 2");
+  }
+  const Environment sm("EMU_SM", "75");
+  EXPECT_DEATH(OptionsFromEnvironment(), "architecture 75 is not one of 80, 90, 100, 120");
+}
+
+TEST_F(EmuDevice, ResetReleasesWhatIsLeft) {
+  float *device = nullptr, *host = nullptr;
+  EXPECT_CUDA(cudaMalloc(reinterpret_cast<void**>(&device), 4));
+  EXPECT_CUDA(cudaMallocHost(reinterpret_cast<void**>(&host), 4));
+  Reset();
+  EXPECT_EQ(DeviceBytesInUse(0), 0U);
+  EXPECT_EQ(Leaks(), "");
 }
 
 TEST_F(EmuDevice, LeaksAreListed) {

@@ -117,6 +117,14 @@ TEST_F(EmuGraph, LaunchesOfOneGraphNeverOverlap) {
   }
 }
 
+TEST_F(EmuGraph, LaunchesOnTheLegacyStreamRunAtOnce) {
+  const cudaGraphExec_t graph = Captured();
+  EXPECT_CUDA(cudaGraphLaunch(graph, main_));
+  EXPECT_CUDA(cudaGraphLaunch(graph, nullptr));
+  EXPECT_EQ(host_[0], 4);
+  EXPECT_CUDA(cudaGraphExecDestroy(graph));
+}
+
 TEST_F(EmuGraph, AForgottenWaitInTheCaptureShowsUnderOneMask) {
   for (unsigned mask = 0; mask < 4; ++mask) {
     Destroy();
@@ -140,6 +148,26 @@ TEST_F(EmuGraph, AForgottenWaitInTheCaptureShowsUnderOneMask) {
     EXPECT_CUDA(cudaGraphDestroy(graph));
     EXPECT_CUDA(cudaGraphExecDestroy(executable));
   }
+}
+
+TEST_F(EmuGraph, ACaptureTakesNoGraphAndNoOtherCapture) {
+  const cudaGraphExec_t graph = Captured();
+  ExpectSpoilt([&] { return cudaGraphLaunch(graph, main_); }, cudaErrorStreamCaptureUnsupported,
+               cudaSuccess);
+  EXPECT_CUDA(cudaGraphExecDestroy(graph));
+  EXPECT_CUDA(cudaStreamBeginCapture(side_, kThreadLocal));
+  EXPECT_CUDA(cudaEventRecord(join_, side_));
+  ExpectSpoilt([&] { return cudaStreamWaitEvent(main_, join_, 0); }, cudaErrorStreamCaptureMerge,
+               cudaSuccess);
+  EXPECT_EQ(cudaStreamWaitEvent(nullptr, join_, 0), cudaErrorStreamCaptureImplicit);
+  cudaStreamCaptureStatus status;
+  EXPECT_CUDA(cudaStreamIsCapturing(side_, &status));
+  EXPECT_EQ(status, cudaStreamCaptureStatusActive);
+  EXPECT_EQ(cudaStreamSynchronize(side_), cudaErrorStreamCaptureUnsupported);
+  EXPECT_CUDA(cudaStreamIsCapturing(side_, &status));
+  EXPECT_EQ(status, cudaStreamCaptureStatusInvalidated);
+  cudaGraph_t none = nullptr;
+  EXPECT_EQ(cudaStreamEndCapture(side_, &none), cudaErrorStreamCaptureInvalidated);
 }
 
 TEST_F(EmuGraph, SideStreamsMustJoin) {

@@ -48,6 +48,7 @@ TEST_F(EmuKernel, WarpCollectivesGiveWhatCudaDefines) {
       [](int) { return 0; },
       [](int l) { return l < 16 ? 16 : 32; },
       [](int) { return 7; },
+      [](int) { return 9; },
   };
   ASSERT_EQ(rows.size(), static_cast<std::size_t>(kWarpCallRows));
   ForEachOrder([&](const char* order) {
@@ -98,6 +99,26 @@ TEST_F(EmuKernel, HelpersAgreeWithFormulas) {
           << "row " << row << " lane " << lane;
     }
   }
+}
+
+TEST_F(EmuKernel, IntrinsicsAgreeWithFormulas) {
+  const DeviceArray<float> in(std::vector<float>{1.5F, -2.5F, 3.5F}), out(kIntrinsicCells);
+  ASSERT_CUDA(Intrinsics(in.get(), out.get(), nullptr));
+  EXPECT_EQ(out.Read(), (std::vector<float>{1.5F, -2.5F, 3.5F, 8, 7, 31, 8, 7, 11, 9, 1, -2}));
+}
+
+TEST_F(EmuKernel, AsynchronousCopiesCanGiveZeros) {
+  std::vector<float> values(128), expected(128);
+  for (std::size_t i = 0; i < 128; ++i) values[i] = static_cast<float>(i + 1);
+  for (std::size_t i = 0; i < 128; ++i) {
+    const std::size_t row = 31 - i / 4;
+    expected[i] = row % 2 == 0 ? values[row * 4 + i % 4] : 0;
+  }
+  const DeviceArray<float> in(values), out(128);
+  ForEachOrder([&](const char* order) {
+    ASSERT_CUDA(CopyEvenLanes(in.get(), out.get(), nullptr));
+    EXPECT_EQ(out.Read(), expected) << order;
+  });
 }
 
 TEST_F(EmuKernel, AtomicsOfAllThreadsAddUp) {

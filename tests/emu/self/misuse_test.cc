@@ -44,6 +44,22 @@ TEST_F(EmuMisuseDeathTest, HalfAWarpInAnMma) {
                "test_kernels.cu:[0-9]+");
 }
 
+TEST_F(EmuMisuseDeathTest, ShortLastWarp) {
+  ExpectReport(Bug::kMmaInShortWarp, "needs all 32 lanes, .* at test_kernels.cu:[0-9]+");
+  ExpectReport(Bug::kLaneBeyondBlock, "a lane that the block's last warp does not have");
+}
+
+TEST_F(EmuMisuseDeathTest, MatrixRowsElsewhere) {
+  ExpectReport(Bug::kMisalignedRow, "row not aligned to 16 bytes at test_kernels.cu:[0-9]+");
+  ExpectReport(Bug::kForeignRow, "not in this block's shared memory at test_kernels.cu:[0-9]+");
+}
+
+TEST_F(EmuMisuseDeathTest, TooMuchStaticSharedMemory) {
+  ExpectReport(Bug::kTooMuchStatic, "static shared memory beyond the emulation's 16 KB");
+}
+
+TEST_F(EmuMisuseDeathTest, Trap) { ExpectReport(Bug::kTrap, "__trap"); }
+
 TEST_F(EmuMisuseDeathTest, CallerOutsideItsMask) {
   ExpectReport(Bug::kNotInMask, "calling lane is not in its mask at test_kernels.cu:[0-9]+");
 }

@@ -224,6 +224,19 @@ TEST_F(EmuStream, TheLegacyStreamWaitsForBlockingStreamsOnly) {
   EXPECT_CUDA(cudaStreamDestroy(blocking));
 }
 
+TEST_F(EmuStream, TheLegacyStreamWaitsForEvents) {
+  Scene scene(1);
+  cudaEvent_t event;
+  EXPECT_CUDA(cudaEventCreate(&event));
+  scene.In(0);
+  EXPECT_CUDA(cudaEventRecord(event, scene.stream(0)));
+  EXPECT_CUDA(cudaStreamWaitEvent(nullptr, event, 0));
+  EXPECT_CUDA(Affine(scene.device, kCount, 1, 1, nullptr));
+  EXPECT_CUDA(cudaMemcpy(scene.host, scene.device, Scene::kBytes, cudaMemcpyDeviceToHost));
+  EXPECT_TRUE(scene.Holds(1, 1));
+  EXPECT_CUDA(cudaEventDestroy(event));
+}
+
 TEST_F(EmuStream, UnknownHandlesAreErrors) {
   cudaStream_t stream;
   EXPECT_CUDA(cudaStreamCreate(&stream));

@@ -175,6 +175,8 @@ __global__ void WarpCallsKernel(int* out) {
   put(sum);
   const double low = __shfl_sync(kFullWarp, static_cast<double>(lane), 7);  // 8 bytes
   put(static_cast<int>(low));
+  const bf16 half_size = __shfl_sync(kFullWarp, __float2bfloat16(static_cast<float>(lane)), 9);
+  put(static_cast<int>(__bfloat162float(half_size)));
 }
 
 __global__ void BlockVotesKernel(int* out) {
@@ -207,6 +209,36 @@ __global__ void HelpersKernel(float* out) {
   put(gpu::rcp_fast(x + 0.5F));
   put(gpu::rsqrt_fast(static_cast<float>(lane + 1)));
   put(static_cast<float>(gpu::rank_in(__ballot_sync(kFullWarp, lane % 2 == 0))));
+}
+
+__global__ void IntrinsicsKernel(const float* in, float* out) {
+  out[0] = __int_as_float(__float_as_int(__ldg(in)));
+  out[1] = __uint_as_float(__float_as_uint(__ldcg(in + 1)));
+  __stcs(out + 2, __ldcs(in + 2));
+  out[3] = static_cast<float>(__popc(0xf0f0U));
+  out[4] = static_cast<float>(__ffs(0x40));
+  out[5] = static_cast<float>(__clz(1));
+  const bf16 two = __float2bfloat16(2), three = __float2bfloat16(3);
+  out[6] = __bfloat162float(__hfma(two, three, two));
+  const __nv_bfloat162 pair = __hfma2({two, three}, {two, three}, {three, two});
+  out[7] = __bfloat162float(pair.x);
+  out[8] = __bfloat162float(pair.y);
+  out[9] = static_cast<float>(min(3, 4) + max(5, 6));
+  __threadfence_block();
+  __threadfence();
+  const std::uint32_t packed = gpu::pack_bf16(1.0F, -2.0F);
+  out[10] = __uint_as_float(packed << 16);
+  out[11] = __uint_as_float(packed & 0xffff0000U);
+}
+
+__global__ void CopyEvenLanesKernel(const float* in, float* out) {
+  GPU_SHARED(float4, rows, [32]);
+  const int lane = gpu::lane_index();
+  gpu::cp_async16(&rows[lane], in + 4 * lane, lane % 2 == 0);
+  gpu::cp_async_commit();
+  gpu::cp_async_wait<0>();
+  __syncthreads();
+  reinterpret_cast<float4*>(out)[lane] = rows[31 - lane];
 }
 
 __global__ void AtomicsKernel(unsigned* cells) {
@@ -289,6 +321,26 @@ __global__ void MisuseKernel(float* out) {
   } else if constexpr (kBug == Bug::kExitedLane) {
     if (lane == 0) return;
     __syncthreads();
+  } else if constexpr (kBug == Bug::kLaneBeyondBlock) {
+    out[lane] = static_cast<float>(__shfl_sync(kFullWarp, lane, 20));
+  } else if constexpr (kBug == Bug::kMmaInShortWarp) {
+    float d[4] = {};
+    const std::uint32_t a[4] = {};
+    gpu::mma_bf16_16816(d, a, 0, 0);
+    out[lane] = d[0];
+  } else if constexpr (kBug == Bug::kMisalignedRow) {
+    std::uint32_t r[4];
+    gpu::ldmatrix_x4(r, shared + 4);
+    out[lane] = static_cast<float>(r[0]);
+  } else if constexpr (kBug == Bug::kForeignRow) {
+    std::uint32_t r[4];
+    gpu::ldmatrix_x4(r, out);
+    out[lane] = static_cast<float>(r[0]);
+  } else if constexpr (kBug == Bug::kTooMuchStatic) {
+    GPU_SHARED(float, large, [5000]);
+    large[lane] = 0;
+  } else if constexpr (kBug == Bug::kTrap) {
+    __trap();
   } else if constexpr (kBug == Bug::kStaticOverrun) {
     GPU_SHARED(float, fixed, [4]);
     float* begin = &fixed[0];
@@ -299,7 +351,8 @@ __global__ void MisuseKernel(float* out) {
 
 template <Bug kBug>
 cudaError_t LaunchMisuse(float* out, cudaStream_t stream) {
-  return gpu::launch(MisuseKernel<kBug>, dim3(1), dim3(32), 512, stream, out);
+  constexpr bool kShort = kBug == Bug::kLaneBeyondBlock || kBug == Bug::kMmaInShortWarp;
+  return gpu::launch(MisuseKernel<kBug>, dim3(1), dim3(kShort ? 16 : 32), 512, stream, out);
 }
 
 }  // namespace
@@ -351,6 +404,14 @@ cudaError_t BlockVotes(int* out, int threads, cudaStream_t stream) {
 
 cudaError_t Helpers(float* out, cudaStream_t stream) {
   return gpu::launch(HelpersKernel, dim3(1), dim3(32), 0, stream, out);
+}
+
+cudaError_t Intrinsics(const float* in, float* out, cudaStream_t stream) {
+  return gpu::launch(IntrinsicsKernel, dim3(1), dim3(1), 0, stream, in, out);
+}
+
+cudaError_t CopyEvenLanes(const float* in, float* out, cudaStream_t stream) {
+  return gpu::launch(CopyEvenLanesKernel, dim3(1), dim3(32), 0, stream, in, out);
 }
 
 cudaError_t Atomics(unsigned* cells, int blocks, int threads, cudaStream_t stream) {
@@ -407,6 +468,18 @@ cudaError_t Misuse(Bug bug, float* out, cudaStream_t stream) {
       return LaunchMisuse<Bug::kExitedLane>(out, stream);
     case Bug::kStaticOverrun:
       return LaunchMisuse<Bug::kStaticOverrun>(out, stream);
+    case Bug::kLaneBeyondBlock:
+      return LaunchMisuse<Bug::kLaneBeyondBlock>(out, stream);
+    case Bug::kMmaInShortWarp:
+      return LaunchMisuse<Bug::kMmaInShortWarp>(out, stream);
+    case Bug::kMisalignedRow:
+      return LaunchMisuse<Bug::kMisalignedRow>(out, stream);
+    case Bug::kForeignRow:
+      return LaunchMisuse<Bug::kForeignRow>(out, stream);
+    case Bug::kTooMuchStatic:
+      return LaunchMisuse<Bug::kTooMuchStatic>(out, stream);
+    case Bug::kTrap:
+      return LaunchMisuse<Bug::kTrap>(out, stream);
     default:
       return cudaErrorInvalidValue;
   }

@@ -26,6 +26,12 @@ enum class Bug {
   kMmaOfHalfWarp,
   kNotInMask,
   kExitedLane,
+  kLaneBeyondBlock,  // shuffle from a lane that a short last warp does not have
+  kMmaInShortWarp,
+  kMisalignedRow,
+  kForeignRow,  // ldmatrix of global memory
+  kTooMuchStatic,
+  kTrap,
 };
 
 // out[i] = in[n - 1 - i] through dynamic shared memory; n threads of one block.
@@ -55,13 +61,18 @@ cudaError_t MmaFragments(const __nv_bfloat16* a, const __nv_bfloat16* b, float* 
                          cudaStream_t stream);
 
 // Each warp collective once; row k of `out` (32 ints) holds what call k gave to each lane.
-inline constexpr int kWarpCallRows = 22;
+inline constexpr int kWarpCallRows = 23;
 cudaError_t WarpCalls(int* out, cudaStream_t stream);
 // __syncthreads_count, _and, _or of (thread % 3 == 0) and of true: 6 ints.
 cudaError_t BlockVotes(int* out, int threads, cudaStream_t stream);
 // What gpu.h's helpers give: see the test.
 inline constexpr int kHelperRows = 8;
 cudaError_t Helpers(float* out, cudaStream_t stream);
+// Bit casts and counts, loads with hints, bf16 arithmetic, minimum and maximum: see the test.
+inline constexpr int kIntrinsicCells = 12;
+cudaError_t Intrinsics(const float* in, float* out, cudaStream_t stream);
+// One warp copies 16 bytes per lane into a static array, the odd lanes zeros instead.
+cudaError_t CopyEvenLanes(const float* in, float* out, cudaStream_t stream);
 // out[0..6]: sum, max, min, or, count, exchanged, swapped, all by atomics of every thread.
 inline constexpr int kAtomicCells = 7;
 cudaError_t Atomics(unsigned* cells, int blocks, int threads, cudaStream_t stream);
@@ -75,7 +86,7 @@ cudaError_t Positions(int* out, dim3 grid, dim3 block, cudaStream_t stream);
 cudaError_t Affine(float* x, int n, float factor, float addend, cudaStream_t stream);
 // A launch with that much dynamic shared memory, allowed by cudaFuncSetAttribute when `ask`.
 cudaError_t WantShared(int bytes, bool ask, cudaStream_t stream);
-// Misuses of collectives, one per launch of one warp.
+// Misuses of collectives, one per launch of one block.
 cudaError_t Misuse(Bug bug, float* out, cudaStream_t stream);
 
 }  // namespace emu::self
