@@ -22,7 +22,8 @@ const char* BaseName(const Site& site) {
 }
 
 bool SamePlace(const Site& a, const Site& b) {
-  return a.line() == b.line() && std::strcmp(a.file_name(), b.file_name()) == 0;
+  return a.line() == b.line() && a.column() == b.column() &&
+         std::strcmp(a.file_name(), b.file_name()) == 0;
 }
 
 [[noreturn]] void Report(const char* message, const char* where) {

@@ -57,23 +57,29 @@ namespace emu {
 namespace {
 
 constexpr std::size_t kStackBytes = 256 * 1024;
-constexpr std::size_t kPageBytes = 4096;
-Fiber* previous = nullptr;  // who switched last
+constexpr std::size_t kGuardBytes = 64 * 1024;  // wider than frames are: none jumps over it
+constexpr std::size_t kOutermostBytes = 4096;   // more than the frames of ThreadMain
+Fiber* previous = nullptr;                      // who switched last
 
 char* MapStack() {
-  void* mapped = mmap(nullptr, kPageBytes + kStackBytes, PROT_READ | PROT_WRITE,
+  void* mapped = mmap(nullptr, kGuardBytes + kStackBytes, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (mapped == MAP_FAILED || mprotect(mapped, kPageBytes, PROT_NONE) != 0) {
+  if (mapped == MAP_FAILED || mprotect(mapped, kGuardBytes, PROT_NONE) != 0) {
     std::fprintf(stderr, "emu: no memory for the stack of a CUDA thread\n");
     std::abort();
   }
-  return static_cast<char*>(mapped) + kPageBytes;
+  return static_cast<char*>(mapped) + kGuardBytes;
 }
 
 }  // namespace
 
 Fiber::~Fiber() {
-  if (stack_ != nullptr) munmap(stack_ - kPageBytes, kPageBytes + kStackBytes);
+  if (stack_ != nullptr) munmap(stack_ - kGuardBytes, kGuardBytes + kStackBytes);
+}
+
+bool Fiber::IsStackEnd(const void* address) const {
+  const char* at = static_cast<const char*>(address);
+  return stack_ != nullptr && at < stack_ && at >= stack_ - kGuardBytes;
 }
 
 void Fiber::Start(void (*entry)()) {
@@ -87,7 +93,7 @@ void Fiber::Start(void (*entry)()) {
   }
 #if defined(__SANITIZE_ADDRESS__)
   // Left by the fiber that ended in its outermost frames; deeper ones have returned.
-  __asan_unpoison_memory_region(stack_ + kStackBytes - kPageBytes, kPageBytes);
+  __asan_unpoison_memory_region(stack_ + kStackBytes - kOutermostBytes, kOutermostBytes);
 #endif
   fake_stack_ = nullptr;
   // The frame that emu_switch_stack will pop: control words, six registers, where to return to;

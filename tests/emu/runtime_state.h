@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "tests/emu/control.h"
+#include "tests/emu/fault_report.h"
 
 namespace emu {
 
@@ -164,6 +165,7 @@ cudaError_t Remember(cudaError_t error);  // for cudaGetLastError
 template <typename Body>
 cudaError_t Api(std::string_view function, const Body& body) {
   if (InHostFunction()) return Remember(cudaErrorNotPermitted);
+  ReportFaults();
   Runtime& runtime = Runtime::Get();
   const std::lock_guard lock(runtime.mutex);
   cudaError_t error = runtime.Enter(function);

@@ -12,7 +12,7 @@ namespace {
 class EmuDevice : public EmuTest {
  protected:
   static void WithDevices(int count) {
-    Options options = OptionsFromEnvironment();
+    Options options;
     options.devices = count;
     Reset(options);
   }
@@ -167,7 +167,7 @@ TEST_F(EmuDevice, ResetReleasesWhatIsLeft) {
   float *device = nullptr, *host = nullptr;
   EXPECT_CUDA(cudaMalloc(reinterpret_cast<void**>(&device), 4));
   EXPECT_CUDA(cudaMallocHost(reinterpret_cast<void**>(&host), 4));
-  Reset();
+  Reset(Options{});
   EXPECT_EQ(DeviceBytesInUse(0), 0U);
   EXPECT_EQ(Leaks(), "");
 }

@@ -17,7 +17,7 @@ class EmuMemory : public EmuTest {
 
   void Limit(std::size_t bytes) {
     TearDown();
-    Options options = OptionsFromEnvironment();
+    Options options;
     options.device_memory = bytes;
     Reset(options);
     SetUp();
@@ -198,23 +198,22 @@ using EmuMemoryDeathTest = EmuMemory;
 TEST_F(EmuMemoryDeathTest, HostCodeCannotTouchDeviceMemory) {
   if (!HostIsKeptOut()) GTEST_SKIP() << "this machine has no memory protection keys";
   const DeviceArray<float> device(4);
-  EXPECT_DEATH(device.get()[0] = 1, "");
-  EXPECT_DEATH(EXPECT_NE(device.get()[3], 1), "");
-  EXPECT_DEATH(
-      {
-        static_cast<void>(cudaLaunchHostFunc(
-            nullptr, [](void* data) { *static_cast<float*>(data) = 1; }, device.get()));
-      },
-      "");
+  const char* report = FaultReport("host code touches device memory");
+  EXPECT_DEATH(device.get()[0] = 1, report);
+  EXPECT_DEATH(EXPECT_NE(device.get()[3], 1), report);
+  const auto write = [](void* data) { *static_cast<float*>(data) = 1; };
+  EXPECT_DEATH(static_cast<void>(cudaLaunchHostFunc(nullptr, write, device.get())), report);
 }
 
 TEST_F(EmuMemoryDeathTest, AKernelThatRunsOverDeviceMemoryFaults) {
-  const DeviceArray<float> device(64);  // the end of a page
-  EXPECT_DEATH(static_cast<void>(Affine(device.get(), 65, 1, 1, nullptr)), "");
+  const DeviceArray<float> device(64);  // ends where a page ends
+  EXPECT_DEATH(static_cast<void>(Affine(device.get(), 65, 1, 1, nullptr)),
+               FaultReport("fault at address 0x[0-9a-f]+, thread .64,0,0. of block .0,0,0."));
   float* freed = nullptr;
   EXPECT_CUDA(cudaMalloc(reinterpret_cast<void**>(&freed), 4));
   EXPECT_CUDA(cudaFree(freed));
-  EXPECT_DEATH(static_cast<void>(Affine(freed, 1, 1, 1, nullptr)), "");
+  EXPECT_DEATH(static_cast<void>(Affine(freed, 1, 1, 1, nullptr)),
+               FaultReport("fault at address 0x[0-9a-f]+, thread .0,0,0. of block .0,0,0."));
 }
 
 TEST_F(EmuMemoryDeathTest, WorkOnFreedMemoryIsReported) {

@@ -1,5 +1,6 @@
 // What is wrong with a kernel is printed with file and line, whatever the thread order.
 
+#include "kernels/cuda/launch.h"
 #include "tests/emu/self/support.h"
 #include "tests/emu/self/test_kernels.h"
 
@@ -66,6 +67,24 @@ TEST_F(EmuMisuseDeathTest, CallerOutsideItsMask) {
 
 TEST_F(EmuMisuseDeathTest, BarrierAfterAThreadHasLeft) {
   ExpectReport(Bug::kExitedLane, "deadlock in block .*31 threads.*wait in __syncthreads at");
+}
+
+// No kernel for a GPU: nvcc refuses so much local memory.
+void UseStack(float* out, int depth) {
+  volatile float local[2048];
+  local[depth] = *out;
+  if (depth > 0) UseStack(out, depth - 1);
+  *out = local[depth];
+}
+
+TEST_F(EmuMisuseDeathTest, StackOverflow) {
+  const DeviceArray<float> out(1);
+  const auto launch = [&](int depth) {
+    return metattn::gpu::launch(UseStack, dim3(1), dim3(1), 0, nullptr, out.get(), depth);
+  };
+  EXPECT_CUDA(launch(10));
+  EXPECT_DEATH(static_cast<void>(launch(100)),
+               kAddressSanitizer || kThreadSanitizer ? "stack-overflow|SEGV" : "stack overflow");
 }
 
 TEST_F(EmuMisuseDeathTest, WriteAfterAStaticArray) {

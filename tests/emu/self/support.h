@@ -29,12 +29,18 @@ inline constexpr bool kThreadSanitizer = true;
 inline constexpr bool kThreadSanitizer = false;
 #endif
 
+// What a fault prints: the sanitizers' words (ASan takes any address near the stack pointer for an
+// overflow), or the emulation's.
+inline const char* FaultReport(const char* words) {
+  return kAddressSanitizer || kThreadSanitizer ? "Sanitizer: (SEGV|stack-overflow)" : words;
+}
+
 class EmuTest : public testing::Test {
  protected:
-  EmuTest() { Reset(); }
+  EmuTest() { Reset(Options{}); }
   ~EmuTest() override {
     EXPECT_EQ(Leaks(), "");
-    Reset();
+    Reset(Options{});
     SetThreadSchedule(ThreadScheduleFromEnvironment());
   }
 };
@@ -79,7 +85,7 @@ void ForEachOrder(const Body& body, unsigned seeds = 5) {
 }
 
 inline Options WithMask(unsigned mask) {
-  Options options = OptionsFromEnvironment();
+  Options options;
   options.eager_mask = mask;
   return options;
 }

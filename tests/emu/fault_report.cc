@@ -1,0 +1,66 @@
+#include "tests/emu/fault_report.h"
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+namespace emu {
+void ReportFaults() {}
+}  // namespace emu
+#else
+
+#include <signal.h>
+#include <unistd.h>
+
+#include <cstdio>
+
+#include "tests/emu/block.h"
+#include "tests/emu/device_pages.h"
+#include "tests/emu/kernel.h"
+
+namespace emu {
+namespace {
+
+constexpr std::size_t kStackBytes = 64 * 1024;
+struct sigaction before;
+
+// Not all that it calls is safe in a signal handler; the process is lost anyway.
+void Report(int, siginfo_t* fault, void*) {
+  char message[256];
+  int length = 0;
+  if (fault->si_code == SEGV_PKUERR) {
+    length = std::snprintf(message, sizeof message,
+                           "emu: host code touches device memory, address %p\n", fault->si_addr);
+  } else if (Block::Get().running()) {
+    length = std::snprintf(
+        message, sizeof message,
+        "emu: fault at address %p%s, thread (%u,%u,%u) of block (%u,%u,%u)\n", fault->si_addr,
+        Block::Get().current().fiber.IsStackEnd(fault->si_addr) ? ": stack overflow" : "",
+        threadIdx.x, threadIdx.y, threadIdx.z, blockIdx.x, blockIdx.y, blockIdx.z);
+  }
+  if (length > 0 && write(STDERR_FILENO, message, static_cast<std::size_t>(length)) < 0) {
+  }
+  sigaction(SIGSEGV, &before, nullptr);  // on return the fault happens again
+}
+
+bool Install() {
+  struct sigaction action = {};
+  action.sa_sigaction = Report;
+  action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+  return sigaction(SIGSEGV, &action, &before) == 0;
+}
+
+}  // namespace
+
+void ReportFaults() {
+  static const bool installed = Install();
+  thread_local char memory[kStackBytes];
+  thread_local bool has_stack = false;
+  if (!installed || has_stack) return;
+  has_stack = true;
+  stack_t stack = {};
+  stack.ss_sp = memory;
+  stack.ss_size = sizeof memory;
+  sigaltstack(&stack, nullptr);
+}
+
+}  // namespace emu
+
+#endif
