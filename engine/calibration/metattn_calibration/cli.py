@@ -62,7 +62,7 @@ def parser():
     sub.add_argument("--steps-scale", type=float, help="the scale itself instead of --minutes")
     sub.add_argument("--seed", type=int, default=1)
     sub.add_argument("--share", type=float, default=0.17, help="wanted share of full rows beyond the window")
-    sub.add_argument("--eta", type=float, default=0.98)
+    sub.add_argument("--eta", type=float, default=1.0, help="uncertainty from which rows read everything; 1: no gate")
     sub.add_argument("--feature-map", choices=("hedgehog", "elu1"), default="hedgehog")
     sub.add_argument("--max-length", type=int, default=8192)
     sub.add_argument("--start-from", metavar="DIR", help="go on from this controller: end-to-end tuning and offsets only")

@@ -52,12 +52,12 @@ class Options:
     docs: str = "auto"
     seed: int = 1
     share: float = 0.17
-    eta: float = 0.98
+    eta: float = 1.0      # no gate: rows that it takes from the tilt cost more than they give (README)
     steps_scale: float = 1.0
     feature_map: str = "hedgehog"
     max_length: int = 8192
     start: str = None     # a controller directory to go on from: only tuning and offsets
-    price: float = None   # of full rows, at the start of tuning; None: what the run of `start` ended with
+    price: float = None   # of full rows when tuning goes on; None: what the run of `start` ended with
     geometry: Geometry = dataclasses.field(default_factory=Geometry)
     quiet: bool = False
 
