@@ -97,10 +97,11 @@ TEST_F(CudaModel, LogitsAndGreedyTokensAreTheReferences) {
     RunnerOptions options = Options(setting);
     options.record_decisions = root_ + "/decisions";
     std::filesystem::remove_all(options.record_decisions);
-    const auto reference = RunModel(model_, Tokens(), options);
-    ASSERT_THAT(reference, Succeeds());
+    ASSERT_THAT(RunModel(model_, Tokens(), options), Succeeds());
     options.record_decisions.clear();
     options.replay_decisions = root_ + "/decisions";
+    const auto reference = RunModel(model_, Tokens(), options);
+    ASSERT_THAT(reference, Succeeds());
     const auto bound = MeasuredBound(model_, Tokens(), options, 0x1p-21);
     ASSERT_THAT(bound, Succeeds());
     options.device = "cuda";
