@@ -151,6 +151,7 @@ GPU_INLINE Outcome Decide(const ControlParams& p, std::int64_t row, int head,
   float cost[3], score[3], entropy = 0;
   Costs(p, row, cost);
   bool defined = !std::isnan(p.eta[row]);
+#pragma unroll
   for (int k = 0; k < 3; ++k) {
     const float alpha = expf(log_alpha[k]);
     if (alpha != 0) entropy -= alpha * log_alpha[k];
@@ -159,11 +160,19 @@ GPU_INLINE Outcome Decide(const ControlParams& p, std::int64_t row, int head,
   }
   Outcome outcome;
   if (!defined) return outcome;
+  // Constant indices only: a computed one would put the scores into local memory.
   int best = 0;
-  for (int k = 1; k < 3; ++k) best = score[k] > score[best] ? k : best;
-  const float a = score[best == 0 ? 1 : 0], b = score[best == 2 ? 1 : 2];
+  float top = score[0];
+#pragma unroll
+  for (int k = 1; k < 3; ++k) {
+    if (score[k] > top) {
+      top = score[k];
+      best = k;
+    }
+  }
+  const float a = best == 0 ? score[1] : score[0], b = best == 2 ? score[1] : score[2];
   const float second = a > b ? a : b;
-  outcome.margin = score[best] == second ? 0.0F : score[best] - second;
+  outcome.margin = top == second ? 0.0F : top - second;
   const float u = entropy / 1.0986122887F;  // ln 3
   outcome.uncertainty = u < 0 ? 0.0F : u > 1 ? 1.0F : u;
   Weigh(score, outcome.weights);
