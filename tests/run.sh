@@ -67,7 +67,7 @@ run_calibration_pytest() {
   run_pytest calibration tests/calibration
 }
 
-# Whole models on the plain kernels take a third of the sanitizers' time: the same engine runs on the fast kernels, and
+# Whole models on the plain kernels take a third of ASan's time: the same engine runs on the fast kernels, and
 # the plain kernels have tests of their own.
 model_on_ref='^Backends/(Paper|Routed)Model\..*/ref( |$)'
 # Kernel tests on one thread have nothing that ThreadSanitizer could find, and take half of its time.

@@ -1,11 +1,12 @@
 // Device memory and streams of one GPU through the CUDA runtime.
 //
 // Ownership: a Buffer frees its memory on its own device. Thread safety: as kernels/device.h says;
-// every call selects the device first, so threads may use several. Errors: Allocate says
-// RESOURCE_EXHAUSTED with the bytes asked for and the device; a failing copy or launch is kept in
-// its stream and reported by Synchronize, the first one, with what was tried. Cost: copies from and
-// to pageable host memory are staged by the runtime; CopyOut waits for the stream, because callers
-// may read at once what it brought (contract of kernels/device.h for inline bodies).
+// making a stream and allocating select the device for their thread; the rest expects it selected.
+// Errors: Allocate says RESOURCE_EXHAUSTED with the bytes asked for and the device; a failing copy
+// or launch is kept in its stream and reported by Synchronize, the first one, with what was tried.
+// Cost: copies from and to pageable host memory are staged by the runtime; CopyOut waits for the
+// stream, because callers may read at once what it brought (contract of kernels/device.h for inline
+// bodies).
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -1,6 +1,6 @@
 // The kernels of this folder as plain functions: each puts its work on the stream and returns the
 // error of the launch (cudaSuccess when there is nothing to do). One per op of kernels.h, of the
-// same name; defined in the .cu file of that name. Thread safety as of the CUDA runtime.
+// same name; defined in the .cu file of its family. Thread safety as of the CUDA runtime.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -57,7 +57,7 @@ class Options:
     feature_map: str = "hedgehog"
     max_length: int = 8192
     start: str = None     # a controller directory to go on from: only tuning and offsets
-    price: float = None   # of full rows when tuning goes on; None: what the run of `start` ended with
+    price: float = None   # of full rows when tuning begins; None: what the run of `start` ended with
     geometry: Geometry = dataclasses.field(default_factory=Geometry)
     quiet: bool = False
 
@@ -102,7 +102,9 @@ def train(options):
                 "geometry": dataclasses.asdict(options.geometry), "threads": torch.get_num_threads()}
     if started:
         settings["start"] = _digest(options.start)
-        settings["price"] = options.price or started[2]["training"].get("price", tune.PRICE_START)
+        settings["price"] = started[2]["training"].get("price", tune.PRICE_START)
+    if options.price is not None:
+        settings["price"] = options.price
     run = Run(pathlib.Path(options.out) / UNFINISHED, settings, nominal_seconds(plan), options.quiet)
     model = Model(loaded)
     loaded.tensors = {n: t for n, t in loaded.tensors.items() if t.dim() == 1}  # all that the fingerprint needs
