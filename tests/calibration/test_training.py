@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 import torch
@@ -158,9 +159,9 @@ def settled(job, eta):
     return settle.settle(job, 0.25, Policy.neutral(2, 2, eta), (128, 224), candidates=(0.0,))
 
 
-def test_settling_reaches_the_wanted_share_on_the_fuller_length(job):
+def test_settling_reaches_the_wanted_share_at_every_length(job):
     _, mix, facts = settled(job, eta=1.1)
-    assert abs(max(facts["full_share"].values()) - 0.25) < 0.05
+    assert list(facts["full_share"].values()) == pytest.approx([0.25, 0.25], abs=0.04)
     assert facts["gated_share"] == 0
     assert torch.allclose(mix.sum(-1), torch.ones(2, 2))
 
@@ -168,6 +169,26 @@ def test_settling_reaches_the_wanted_share_on_the_fuller_length(job):
 def test_settling_says_when_the_gate_alone_takes_more_than_the_share(job):
     _, _, facts = settled(job, eta=0.5)
     assert facts["gated_share"] > 0.9 and max(facts["full_share"].values()) > 0.9
+
+
+def test_the_slope_of_the_best_candidate_is_what_the_controllers_keep(job):
+    train_maps.train(job, 4, LENGTHS)
+    train_controllers.train(job, rows.collect(job, 3, LENGTHS), torch.ones(2, 2), 60, 0.3)
+    before = [c.scalars_skip[:, 0, 0].clone() for c in job.retrofit.controllers]
+    _, _, facts = settle.settle(job, 0.25, Policy.neutral(2, 2, 1.0), (128, 224), candidates=(0.0, -1.0))
+    for controller, skip in zip(job.retrofit.controllers, before):
+        leaned = (skip - controller.scalars_skip[:, 0, 0]) * controller.scalar_scale[:, 0]
+        assert leaned.tolist() == pytest.approx([facts["slope"]] * 2, abs=1e-4)
+
+
+def test_changes_solve_for_tilt_and_slope():
+    # margins of all rows lie at one value a length: what must go there is that value
+    found = {n: (0.5, torch.full((50,), value)) for n, value in ((1000, 0.3), (2000, 0.7))}
+    tilt, slope = settle.changes(found, 0.2, 99, 6.0)
+    for length, value in ((1000, 0.3), (2000, 0.7)):
+        centre = sum(math.log(n) for n in range(100, length + 1)) / (length - 99)
+        assert tilt + slope * (centre - 6.0) == pytest.approx(value)
+    assert settle.changes({1000: found[1000]}, 0.2, 99, 6.0) == (pytest.approx(0.3), 0.0)
 
 
 @pytest.fixture
@@ -230,6 +251,18 @@ def test_a_run_that_starts_from_a_controller_only_tunes_it_and_settles(options, 
     assert 0 < max(moved) < 0.2  # tuned from where it was, not from anew
     with pytest.raises(CalibrationError, match="missing-controller"):
         pipeline.train(dataclasses.replace(further, out=str(tmp_path / "third"), start=str(tmp_path / "missing-controller")))
+
+
+def test_no_minutes_choose_offsets_alone(options, tmp_path, loaded):
+    pipeline.train(options)
+    settled_again = dataclasses.replace(options, out=str(tmp_path / "settled"), start=options.out, steps_scale=0, share=0.4)
+    figures = pipeline.train(settled_again)
+    first, second = (export.read(o.out, loaded.config)[0] for o in (options, settled_again))
+    for a, b in zip(first.controllers, second.controllers):
+        assert torch.equal(a.x, b.x) and torch.equal(a.scalars_skip[:, 1:], b.scalars_skip[:, 1:])
+    assert max(figures["full_share"].values()) == pytest.approx(0.4, abs=0.1)
+    with pytest.raises(CalibrationError, match="--start-from"):
+        pipeline.train(dataclasses.replace(settled_again, start=None))
 
 
 def test_an_unfinished_run_is_not_continued_with_other_settings(options):

@@ -22,7 +22,7 @@ def _untrained(args):
 
 
 def _train(args):
-    scale = args.steps_scale or args.minutes / pipeline.REFERENCE_MINUTES
+    scale = args.minutes / pipeline.REFERENCE_MINUTES if args.steps_scale is None else args.steps_scale
     options = pipeline.Options(
         args.model, args.text, args.out, args.docs, args.seed, args.share, args.eta, scale, args.feature_map,
         args.max_length, args.start_from, args.price, quiet=args.quiet)
@@ -65,7 +65,8 @@ def parser():
     sub.add_argument("--eta", type=float, default=1.0, help="uncertainty from which rows read everything; 1: no gate")
     sub.add_argument("--feature-map", choices=("hedgehog", "elu1"), default="hedgehog")
     sub.add_argument("--max-length", type=int, default=8192)
-    sub.add_argument("--start-from", metavar="DIR", help="go on from this controller: end-to-end tuning and offsets only")
+    sub.add_argument("--start-from", metavar="DIR", help="go on from this controller: end-to-end tuning and offsets "
+                     "only; with --minutes 0 offsets alone")
     sub.add_argument("--price", type=float, help="of full rows when tuning begins; default: what the first run ended with, else .03")
     sub.add_argument("--quiet", action="store_true")
     sub.set_defaults(run=_train)

@@ -84,6 +84,11 @@ class Controller(torch.nn.Module):
         self.x /= self.x_scale
         self.x_skip /= self.x_scale
 
+    @torch.no_grad()
+    def lean(self, slope):
+        """Takes `slope` a unit of log n above its training mean off full's energy."""
+        self.scalars_skip[:, FULL, 0] -= slope / self.scalar_scale[:, 0]
+
     def values(self):
         """Name -> tensor of everything that `concentrations` reads."""
         return {**dict(self.named_parameters()), **dict(self.named_buffers())}

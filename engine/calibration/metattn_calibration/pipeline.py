@@ -71,14 +71,14 @@ def nominal_seconds(plan):
     """Per stage, measured on the reference machine; only for the time left."""
     return {"sensitivity": 14.0 * plan.sensitivity_texts, "maps": 7.5 * plan.map_steps, "rows": 7.0 * plan.row_texts,
             "controllers": 0.2 * plan.controller_steps, "tune": 26.0 * plan.tune_steps,
-            "settle": 200.0 * plan.settle_rounds}
+            "settle": 400.0 * plan.settle_rounds}
 
 
-def tuning_only(plan):
-    """The same time, all of it for tuning: what --start-from does."""
+def tuning_only(plan, scale):
+    """The same time, all of it for tuning: what --start-from does. scale 0: none, only offsets are chosen."""
     seconds = nominal_seconds(plan)
     step = seconds["tune"] / plan.tune_steps
-    steps = round((sum(seconds.values()) - seconds["settle"]) / step)
+    steps = round((sum(seconds.values()) - seconds["settle"]) / step) if scale else 0
     return dataclasses.replace(plan, sensitivity_texts=0, map_steps=0, row_texts=0, controller_steps=0, tune_steps=steps)
 
 
@@ -89,9 +89,11 @@ def train(options):
     loaded = checkpoint.load(options.model)
     found, held = data.hold_out(data.sources(loaded.tokenizer, options.texts, options.docs))
     plan = Plan().scaled(options.steps_scale)
+    if options.steps_scale == 0 and not options.start:
+        raise CalibrationError("--minutes 0 only chooses offsets and needs --start-from, the controller that gets them")
     started = export.read(options.start, loaded.config) if options.start else None
     if started:
-        plan, options = tuning_only(plan), dataclasses.replace(options, geometry=started[0].geometry,
+        plan, options = tuning_only(plan, options.steps_scale), dataclasses.replace(options, geometry=started[0].geometry,
                                                                feature_map=started[0].feature_map)
     most = min(options.max_length, loaded.config.max_positions)
     if most < 2 * options.geometry.first:
@@ -117,14 +119,13 @@ def train(options):
     else:
         tilt, price = _train_retrofit(job, options, plan, most)
         start.offsets[..., FULL] = -tilt
-    tensors = export.tensors_of(retrofit)
     rounded = Retrofit.fresh(loaded.config, options.geometry, options.feature_map)
-    export.fill(rounded, tensors, "trained controller")
+    export.fill(rounded, export.tensors_of(retrofit), "trained controller")
     policy, mix, figures = settle.settle(dataclasses.replace(job, retrofit=rounded), options.share, start,
                                          tuple(dict.fromkeys(limited(settle.LENGTHS, most))), plan.settle_rounds)
     training = {k: settings[k] for k in ("texts", "plan", "seed", "share", "threads", "start") if k in settings}
     training.update(price=round(price, 5), figures=figures, dtype=str(model.dtype).replace("torch.", ""))
-    export.write(options.out, tensors, export.describe(loaded, rounded, policy, mix, training, most))
+    export.write(options.out, export.tensors_of(rounded), export.describe(loaded, rounded, policy, mix, training, most))
     run.log("done", seconds=round(time.monotonic() - began), **figures)
     return figures
 
@@ -163,7 +164,8 @@ def _standardise(job, length):
 
 def _go_on(job, offsets, plan, share, most):
     """Stage 4 from a controller that exists. -> the last price."""
-    _standardise(job, min(tune.LENGTHS[0], most))
+    if plan.tune_steps > 0:
+        _standardise(job, min(tune.LENGTHS[0], most))
     return tune.train(job, offsets, plan.tune_steps, share, limited(tune.LENGTHS, most))
 
 

@@ -1,7 +1,8 @@
 """Stage 5: offsets for a wanted share of full rows, closed loop, on text that nothing was trained on.
 
-One tilt on full is found such that no length has more than the wanted share; candidates for an offset on local are
-compared by their loss. Decisions are those of the rounded controller, eta's fail-safe included.
+A tilt on full and its slope in log n are found such that every length has the wanted share: with a tilt alone long texts
+get more than short ones. The slope goes into the controllers' skip of log n, the tilt into the offsets. Candidates for an
+offset on local are compared by their loss. Decisions are those of the rounded controller, eta's fail-safe included.
 """
 
 import torch
@@ -13,7 +14,8 @@ from .retrofit import RoutedAttention
 
 LENGTHS = (4096, 8192)
 LOCAL_OFFSETS = (0.0, -1.0)
-PASSES = 2
+PASSES = 4
+GAIN = 1.5  # energy for a unit of score: the slope acts on energies, whose slope in the score is some .4 to 1
 
 
 class Recorder(RoutedAttention):
@@ -29,7 +31,7 @@ class Recorder(RoutedAttention):
         score = mean.log() + self.policy.offsets[layer][:, None]
         margin = score[..., FULL] - score[..., FULL + 1:].amax(-1)
         gated = dirichlet.uncertainty(mean) >= self.policy.eta
-        self.margins.append(margin.masked_fill(gated, float("inf"))[:, ::5].flatten())
+        self.margins.append(margin.masked_fill(gated, float("inf")).flatten())
         return self.policy.decide(layer, b)
 
 
@@ -60,9 +62,27 @@ def closed_loop(model, retrofit, policy, chosen, base):
     return total / tokens, found, counts / counts.sum(-1, keepdim=True)
 
 
-def tilt_change(found, share):
-    """How much to take off full's score (negative: to add) so that the length with the most full rows has `share`."""
-    return max(_quantile(margins, 1 - share) for _, margins in found.values())
+def changes(found, share, first, centre):
+    """What full's score must lose so that every length has `share` of full rows -> (everywhere, a unit of log n more than
+    `centre`); for one length the latter is 0. first: the first eligible position."""
+    points = []
+    for length, (_, margins) in found.items():
+        if not torch.isfinite(margins).any():  # the gate has every row
+            continue
+        n = torch.arange(first + 1, length + 1, dtype=torch.float64)
+        points.append((n.log().mean().item() - centre, _quantile(margins, 1 - share)))
+    if not points:
+        return 0.0, 0.0
+    x, y = (sum(p[i] for p in points) / len(points) for i in (0, 1))
+    spread = sum((p[0] - x) ** 2 for p in points)
+    slope = sum((p[0] - x) * (p[1] - y) for p in points) / spread if spread > 0 else 0.0
+    return y - slope * x, slope
+
+
+def lean(retrofit, slope):
+    """Every full row costs `slope` more energy a unit of log n above the training mean."""
+    for controller in retrofit.controllers:
+        controller.lean(slope)
 
 
 def gated_share(found):
@@ -79,28 +99,31 @@ def _quantile(values, q):
 
 @torch.no_grad()
 def settle(job, share, start, lengths=LENGTHS, rounds=1, candidates=LOCAL_OFFSETS):
-    """job.retrofit: the rounded one; start: Policy with the tilt of tuning. -> Policy, shares [layers, Hkv, 3], facts."""
-    stage, run, model, config = "settle", job.run, job.model, job.model.config
-    chosen = texts(run, job.held, lengths, rounds)
-    base = [model.nll(model.dense(ids), ids) for _, ids in chosen]
-    best, steps = None, len(candidates) * PASSES
-    tilt, eta = -start.offsets[0, 0, FULL].item(), start.eta
+    """job.retrofit: the rounded one, whose slope is changed; start: Policy with the tilt of tuning.
+    -> Policy, shares [layers, Hkv, 3], facts."""
+    retrofit, config = job.retrofit, job.model.config
+    chosen = texts(job.run, job.held, lengths, rounds)
+    base = [job.model.nll(job.model.dense(ids), ids) for _, ids in chosen]
+    centre = torch.stack([c.scalar_mean[:, 0].mean() for c in retrofit.controllers]).mean().item()
+    best, tilt, slope = None, -start.offsets[0, 0, FULL].item(), 0.0
     for number, local in enumerate(candidates):
         for attempt in range(PASSES):
-            policy = Policy.neutral(config.layers, config.kv_heads, eta)
+            policy = Policy.neutral(config.layers, config.kv_heads, start.eta)
             policy.offsets[..., FULL], policy.offsets[..., LOCAL] = -tilt, local
-            loss, found, mix = closed_loop(model, job.retrofit, policy, chosen, base)
-            shares = {length: full for length, (full, _) in found.items()}
-            run.log(stage, tilt=tilt, local=local, loss=loss, shares=shares, mix=mix.mean((0, 1)).tolist())
-            run.progress(stage, number * PASSES + attempt + 1, steps,
-                         f"tilt {tilt:.3f}, local {local}: loss {loss:+.4f}, full {shares}")
-            # the last pass of a candidate counts; a candidate that misses the share by much must not win by it
-            if attempt == PASSES - 1:
-                score = loss * (1 + 2 * max(0.0, max(shares.values()) / share - 1))
-                if best is None or score < best[0]:
-                    best = (score, policy, mix, {"loss": round(loss, 5), "tilt": round(tilt, 5), "local_offset": local,
-                                                 "gated_share": round(gated_share(found), 4),
-                                                 "full_share": {str(n): round(s, 4) for n, s in shares.items()}})
-            else:
-                tilt += tilt_change(found, share)
-    return best[1:]
+            loss, found, mix = closed_loop(job.model, retrofit, policy, chosen, base)
+            shares = {str(length): round(full, 4) for length, (full, _) in found.items()}
+            facts = {"loss": round(loss, 5), "tilt": round(tilt, 5), "slope": round(slope, 5), "local_offset": local,
+                     "gated_share": round(gated_share(found), 4), "full_share": shares}
+            job.run.log("settle", mix=mix.mean((0, 1)).tolist(), **facts)
+            job.run.progress("settle", number * PASSES + attempt + 1, len(candidates) * PASSES,
+                             f"tilt {tilt:.3f}, slope {slope:.3f}, local {local}: loss {loss:+.4f}, full {shares}")
+            if attempt < PASSES - 1:
+                more, steeper = changes(found, share, retrofit.geometry.first, centre)
+                lean(retrofit, GAIN * steeper)
+                tilt, slope = tilt + more, slope + GAIN * steeper
+        # the last pass of a candidate counts; a candidate that misses the share by much must not win by it
+        score = loss * (1 + 2 * max(0.0, max(full for full, _ in found.values()) / share - 1))
+        if best is None or score < best[0]:
+            best = (score, policy, mix, facts, slope)
+    lean(retrofit, best[4] - slope)
+    return best[1:4]
