@@ -70,8 +70,8 @@ run_calibration_pytest() {
 # Whole models on the plain kernels take a third of ASan's time: the same engine runs on the fast kernels, and
 # the plain kernels have tests of their own.
 model_on_ref='^Backends/(Paper|Routed)Model\..*/ref( |$)'
-# Kernel tests on one thread have nothing that ThreadSanitizer could find, and take half of its time.
-one_thread='^Backends/.*/(ref|cpu_(avx2|avx512|amx|amx_deterministic))( |$)'
+# ThreadSanitizer runs what has label threads; cases of a single thread are left out.
+one_thread='^Backends/.*/(ref|cpu_(avx2|avx512|amx|amx_deterministic))( |$)|/ranks1_threads1_'
 
 # configure_and_build PRESET [TARGET...]
 configure_and_build() {
@@ -132,7 +132,8 @@ else
   stage pytest-e2e run_pytest e2e tests/e2e
   stage pytest-calibration run_calibration_pytest
   stage build-asan configure_and_build asan && stage ctest-asan run_ctest asan -L fast -E "$model_on_ref"
-  stage build-tsan configure_and_build tsan && stage ctest-tsan run_ctest tsan -L fast -E "$one_thread|$model_on_ref"
+  stage build-tsan configure_and_build tsan threaded_tests &&
+    stage ctest-tsan run_ctest tsan -L threads -E "$one_thread|$model_on_ref"
   stage build-fuzz configure_and_build fuzz tests/fuzz/all && stage ctest-fuzz run_ctest fuzz -L fuzz
   stage nvcc summarised nvcc '^nvcc:' tests/lint/nvcc.sh
   stage clang-tidy summarised clang-tidy 'files are clean|error:' tests/lint/tidy.sh build/release

@@ -19,8 +19,9 @@ std::int64_t BlocksFor(std::size_t tokens) {
 WorkerLimits LimitsFor(std::size_t tokens, const RunnerOptions& options) {
   WorkerLimits limits;
   limits.max_sequences = 1 + options.company;
-  limits.max_batch_tokens = options.chunk * limits.max_sequences;
-  limits.max_logit_rows = options.chunk;
+  const int largest = std::max(options.chunk, options.prompt);
+  limits.max_batch_tokens = largest * limits.max_sequences;
+  limits.max_logit_rows = largest;
   limits.state_snapshots = options.snapshots ? limits.max_sequences : 0;
   limits.max_context = static_cast<int>(tokens);
   limits.min_blocks = BlocksFor(tokens) * limits.max_sequences;
@@ -30,14 +31,23 @@ WorkerLimits LimitsFor(std::size_t tokens, const RunnerOptions& options) {
   return limits;
 }
 
-int Steps(std::int32_t length, std::int32_t chunk) { return (length + chunk - 1) / chunk; }
+// Where each step begins.
+std::vector<std::int32_t> Begins(std::int32_t length, const RunnerOptions& options) {
+  std::vector<std::int32_t> begins = {0};
+  for (std::int32_t at = options.prompt > 0 ? options.prompt : options.chunk; at < length;
+       at += options.chunk) {
+    begins.push_back(at);
+  }
+  return begins;
+}
 
 // Sequence 0 is the one that is wanted; it comes last in the step. The others have its tokens from
 // another place on, slots and blocks of their own, and what policies there are.
 void AddSequence(int index, std::span<const std::int32_t> tokens, std::int32_t begin,
                  const RunnerOptions& options, StepPlan& plan) {
   const auto length = static_cast<std::int32_t>(tokens.size());
-  const std::int32_t rows = std::min(options.chunk, length - begin);
+  const std::int32_t wanted = begin == 0 && options.prompt > 0 ? options.prompt : options.chunk;
+  const std::int32_t rows = std::min(wanted, length - begin);
   StepSequence s;
   s.id = static_cast<std::uint64_t>(index) + 1;
   s.start = begin;
@@ -66,9 +76,10 @@ void AddSequence(int index, std::span<const std::int32_t> tokens, std::int32_t b
 absl::Status Feed(Worker& worker, std::span<const std::int32_t> tokens,
                   const RunnerOptions& options, RunnerOutput& out) {
   const auto length = static_cast<std::int32_t>(tokens.size());
-  const int steps = Steps(length, options.chunk);
+  const std::vector<std::int32_t> begins = Begins(length, options);
+  const int steps = static_cast<int>(begins.size());
   for (int i = 0; i < options.repeats * steps; ++i) {
-    const std::int32_t begin = i % steps * options.chunk;
+    const std::int32_t begin = begins[static_cast<std::size_t>(i % steps)];
     if (begin == 0) out = {.vocab = out.vocab};
     StepPlan plan;
     plan.step = static_cast<std::uint64_t>(i) + 1;

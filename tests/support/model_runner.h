@@ -24,6 +24,7 @@ struct RunnerOptions {
   int window = 256;
   int sinks = 4;
   std::int32_t chunk = 64;      // rows of a step
+  std::int32_t prompt = 0;      // rows of the first step; 0: as many as of the others
   bool rebuild_states = false;  // every step builds its linear states from the pages
   bool snapshots = false;       // every step loads its linear states from a copy, into other slots
   int company = 0;  // other sequences in every step, under other policies; not in the output
