@@ -4,8 +4,7 @@
 // Make is collective over `control`, which it borrows for its life: rank 0 makes NCCL's unique id,
 // `control` brings it to the others. The function is there where nccl_communicator.cc is linked in
 // (weak, as kernels/cuda_backend.h): ask HasNcclCommunicator first. With one rank NCCL is not
-// touched. Tensors are Buffers of CUDA device `device`, Streams are its CudaStreams, which the
-// caller's thread has selected.
+// touched. Tensors are Buffers of CUDA device `device`, Streams are its CudaStreams.
 //
 // A tensor operation only enqueues: it never waits for the device, and may be captured into a CUDA
 // graph. It may wait on the host for NCCL itself (a non-blocking communicator says "in progress"

@@ -4,8 +4,10 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cstdio>
 #include <filesystem>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -20,9 +22,15 @@ namespace {
 using ::testing::HasSubstr;
 
 constexpr int kTokens = 16;
+constexpr char kLazy[] = "EMU_EAGER_MASK=0", kEager[] = "EMU_EAGER_MASK=0xffffffff";
 // 3 KV heads: uneven on 2 ranks.
 const TinyModelOptions kModel = {
-    .layers = 2, .hidden = 96, .heads = 6, .kv_heads = 3, .head_dim = 32, .ffn = 96};
+    .layers = 2, .hidden = 96, .heads = 6, .kv_heads = 3, .head_dim = 32, .ffn = 96, .tied = false};
+
+struct Output {
+  std::vector<int> tokens;
+  nlohmann::json routing;
+};
 
 class CudaGenerate : public testing::Test {
  protected:
@@ -34,7 +42,8 @@ class CudaGenerate : public testing::Test {
   }
   void TearDown() override { std::filesystem::remove_all(root_); }
 
-  // A prompt of 140 tokens: with 64 tokens of window its last rows and all that follow are routed.
+  // A prompt of some 128 tokens: with 64 tokens of window its last rows and all that follow are
+  // routed. Variables of the emulation, then the program.
   std::vector<std::string> Command(const std::vector<std::string>& environment,
                                    const std::vector<std::string>& flags) const {
     std::vector<std::string> words = {"env"};
@@ -49,36 +58,50 @@ class CudaGenerate : public testing::Test {
     return words;
   }
 
-  // The tokens of a run that must succeed.
-  std::vector<int> Generate(int ranks, const std::string& device,
-                            const std::vector<std::string>& flags,
-                            const std::vector<std::string>& environment = {}) const {
-    std::vector<std::string> all = {"--device", device};
-    all.insert(all.end(), flags.begin(), flags.end());
+  // A run that must succeed.
+  Output Generate(int ranks, const std::vector<std::string>& flags,
+                  const std::vector<std::string>& environment = {}) const {
     const auto start = std::chrono::steady_clock::now();
-    MpiRun run(ranks, Command(environment, all));
+    MpiRun run(ranks, Command(environment, flags));
     EXPECT_TRUE(run.WaitForExit(200)) << run.text();
     EXPECT_EQ(run.exit_code(), 0) << run.text();
-    if (device == "cuda" && ranks > 1) {
+    if (!environment.empty() && ranks > 1) {
       EXPECT_THAT(run.text(), HasSubstr("transport nccl"));
     }
     const std::size_t begin = run.text().find("{\""), end = run.text().find('\n', begin);
     if (begin == std::string::npos) return {};
     const auto object =
-        nlohmann::json::parse(run.text().substr(begin, end - begin), nullptr, false);
+        nlohmann::json::parse(run.text().substr(begin, end - begin), nullptr, /*exceptions=*/false);
     if (object.is_discarded()) return {};
-    std::printf("%d ranks, %s: %.1f s\n", ranks, device.c_str(), SecondsSince(start));
-    return object.at("token_ids").get<std::vector<int>>();
+    const Output output = {object.at("token_ids"), object.at("routing")};
+    std::printf("%d ranks, %s: %.1f s, tokens", ranks,
+                environment.empty() ? "cpu" : environment.back().c_str(), SecondsSince(start));
+    for (const int token : output.tokens) std::printf(" %d", token);
+    std::printf("; %s\n", output.routing.dump().c_str());
+    return output;
   }
 
-  void ExpectTokensOfTheCpu(const std::vector<std::string>& flags) const {
-    const std::vector<int> expected = Generate(1, "cpu", flags);
-    ASSERT_EQ(expected.size(), static_cast<std::size_t>(kTokens));
-    for (const int ranks : {1, 2, 3}) {
-      for (const char* mask : {"EMU_EAGER_MASK=0", "EMU_EAGER_MASK=0xffffffff"}) {
-        if (ranks == 1 && mask[std::string(mask).size() - 1] != '0') continue;
-        SCOPED_TRACE(testing::Message() << ranks << " ranks, " << mask);
-        EXPECT_EQ(Generate(ranks, "cuda", flags, {"EMU_DEVICES=3", mask}), expected);
+  Output OnCuda(int ranks, const char* mask, std::vector<std::string> flags) const {
+    flags.insert(flags.end(), {"--device", "cuda"});
+    return Generate(ranks, flags, {"EMU_DEVICES=3", mask});
+  }
+
+  void ExpectTheCpus(const std::vector<std::string>& flags) const {
+    const Output expected = Generate(1, flags);
+    ASSERT_EQ(expected.tokens.size(), static_cast<std::size_t>(kTokens));
+    EXPECT_GT(std::set<int>(expected.tokens.begin(), expected.tokens.end()).size(), 4u)
+        << "a text that tells nothing";
+    constexpr struct {
+      int ranks;
+      const char* mask;
+    } kRuns[] = {{1, kLazy}, {2, kLazy}, {2, kEager}, {3, kLazy}};
+    for (const auto& run : kRuns) {
+      SCOPED_TRACE(testing::Message() << run.ranks << " ranks, " << run.mask);
+      const Output output = OnCuda(run.ranks, run.mask, flags);
+      EXPECT_EQ(output.tokens, expected.tokens);
+      for (const char* mechanism : {"full", "linear", "local"}) {
+        if (!flags.empty()) EXPECT_GT(expected.routing.at(mechanism), 0) << mechanism;
+        EXPECT_NEAR(output.routing.at(mechanism), expected.routing.at(mechanism), 0.05);
       }
     }
   }
@@ -94,15 +117,12 @@ class CudaGenerate : public testing::Test {
   std::string root_, model_, controller_;
 };
 
-TEST_F(CudaGenerate, DenseTokensAreThoseOfTheCpu) { ExpectTokensOfTheCpu({}); }
+TEST_F(CudaGenerate, DenseTokensAreThoseOfTheCpu) { ExpectTheCpus({}); }
 
-TEST_F(CudaGenerate, RoutedTokensAreThoseOfTheCpu) {
-  ExpectTokensOfTheCpu({"--controller", controller_});
-}
+TEST_F(CudaGenerate, RoutedTokensAreThoseOfTheCpu) { ExpectTheCpus({"--controller", controller_}); }
 
 TEST_F(CudaGenerate, RankDevicesChoosesThem) {
-  const std::vector<int> expected = Generate(1, "cpu", {});
-  EXPECT_EQ(Generate(2, "cuda", {"--rank-devices", "2,1"}, {"EMU_DEVICES=3"}), expected);
+  EXPECT_EQ(OnCuda(2, kEager, {"--rank-devices", "2,1"}).tokens, Generate(1, {}).tokens);
 }
 
 TEST_F(CudaGenerate, ErrorsNameRankAndDevice) {
