@@ -100,7 +100,9 @@ class CudaGenerate : public testing::Test {
       const Output output = OnCuda(run.ranks, run.mask, flags);
       EXPECT_EQ(output.tokens, expected.tokens);
       for (const char* mechanism : {"full", "linear", "local"}) {
-        if (!flags.empty()) EXPECT_GT(expected.routing.at(mechanism), 0) << mechanism;
+        if (!flags.empty()) {
+          EXPECT_GT(expected.routing.at(mechanism), 0) << mechanism;
+        }
         EXPECT_NEAR(output.routing.at(mechanism), expected.routing.at(mechanism), 0.05);
       }
     }

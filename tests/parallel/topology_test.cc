@@ -58,6 +58,7 @@ TEST(Topology, HostsAreCountedApart) {
   EXPECT_EQ(places[0].ranks_on_host, 2);
   EXPECT_EQ(places[1].ranks_on_host, 1);
   EXPECT_EQ(places[1].rank_on_host, 0);
+  EXPECT_EQ(places[2].rank_on_host, 1);
   EXPECT_EQ(places[2].threads, 1);  // chosen: two cores for two ranks
   EXPECT_TRUE(places[0].oversubscribed);
   EXPECT_TRUE(places[1].oversubscribed);
