@@ -13,10 +13,11 @@ namespace metattn {
 // What every command that runs a model needs.
 struct ModelOptions {
   std::string model;           // --model: GGUF file or Hugging Face directory
-  std::string device = "cpu";  // --device: cpu or ref
+  std::string device = "cpu";  // --device: cpu, ref or cuda
   std::string isa;             // METATTN_CPU_ISA
   int threads = 0;             // --threads per rank; 0: cores of this host / ranks on this host
   std::vector<double> rank_weights;    // --rank-weights 2,1; empty: equal
+  std::vector<int> rank_devices;       // --rank-devices 0,1, with cuda; empty: number on the host
   std::string controller;              // --controller: controller directory; empty: none
   int window = 0;                      // --window, tokens; 0: the controller's, else 256
   int sinks = -1;                      // --sinks, tokens; -1: the controller's, else 4

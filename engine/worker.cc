@@ -8,7 +8,9 @@
 #include "engine/formats/status_macros.h"
 #include "engine/host_memory.h"
 #include "engine/model/weights.h"
+#include "engine/rank_device.h"
 #include "kernels/kernels.h"
+#include "parallel/nccl_communicator.h"
 #include "parallel/shard_planner.h"
 #include "parallel/topology.h"
 
@@ -51,7 +53,10 @@ class RankWorker final : public Worker {
 
  private:
   const RankPlace& place() const { return places_[comm_.rank()]; }
+  absl::StatusOr<int> ChooseDevice() const;
   absl::Status MakeBackend();
+  absl::Status JoinDevices();
+  Communicator& tensors() const { return device_comm_ == nullptr ? comm_ : *device_comm_; }
   absl::Status Plan(const Checkpoint& checkpoint);
   absl::StatusOr<std::int64_t> BlocksThatFit(const Checkpoint& checkpoint);
   absl::Status AgreeOnBlocks(const absl::StatusOr<std::int64_t>& mine);
@@ -73,6 +78,8 @@ class RankWorker final : public Worker {
   std::unique_ptr<DecisionRecorder> recorder_;
   TransformerOptions transformer_options_;
   std::unique_ptr<Kernels> kernels_;
+  int device_ = 0;                             // of the cuda backend
+  std::unique_ptr<Communicator> device_comm_;  // null: tensors go over comm_, as all else does
   std::vector<Slice> slices_;
   std::unique_ptr<Transformer> transformer_;
   std::int64_t blocks_ = 0;
@@ -80,18 +87,51 @@ class RankWorker final : public Worker {
   std::vector<std::string> descriptions_;
 };
 
+absl::StatusOr<int> RankWorker::ChooseDevice() const {
+  if (options_.device != "cuda") {
+    if (options_.rank_devices.empty()) return 0;
+    return absl::InvalidArgumentError(
+        absl::StrFormat("--rank-devices is for --device cuda, not %s", options_.device));
+  }
+  if (options_.deterministic) {
+    return absl::InvalidArgumentError(
+        "--deterministic does not go with --device cuda: sums over NCCL have no fixed order");
+  }
+  return RankDevice(options_.rank_devices, places_, comm_.rank());
+}
+
 absl::Status RankWorker::MakeBackend() {
-  absl::StatusOr<std::vector<RankPlace>> places = ExchangeTopology(comm_, options_.threads);
-  if (!places.ok()) return places.status();
-  places_ = *std::move(places);
+  METATTN_ASSIGN_OR_RETURN(places_, ExchangeTopology(comm_, options_.threads));
+  METATTN_ASSIGN_OR_RETURN(device_, ChooseDevice());
   absl::StatusOr<std::unique_ptr<Kernels>> kernels =
       MakeKernels({.backend = options_.device,
                    .isa = options_.isa,
                    .threads = place().threads,
+                   .device = device_,
                    .deterministic = options_.deterministic,
                    .spin = !place().oversubscribed});
+  if (absl::IsNotFound(kernels.status())) {
+    return absl::NotFoundError(absl::StrFormat(
+        "rank %d, number %d of %d on host %s: %s; start fewer ranks there, or name devices with "
+        "--rank-devices",
+        comm_.rank(), place().rank_on_host, place().ranks_on_host, place().host,
+        std::string(kernels.status().message())));
+  }
   if (!kernels.ok()) return kernels.status();
   kernels_ = *std::move(kernels);
+  return absl::OkStatus();
+}
+
+// Collective: what exchanges tensors in the memory of GPUs. Control messages stay on comm_.
+absl::Status RankWorker::JoinDevices() {
+  if (options_.device != "cuda" || comm_.size() == 1) return absl::OkStatus();
+  if (!HasNcclCommunicator()) {
+    return absl::FailedPreconditionError(
+        "this program was built without NCCL: --device cuda runs on one rank only");
+  }
+  METATTN_ASSIGN_OR_RETURN(
+      device_comm_,
+      MakeNcclCommunicator(comm_, device_, {.deadline_s = options_.collective_timeout_s}));
   return absl::OkStatus();
 }
 
@@ -250,24 +290,26 @@ absl::Status RankWorker::AgreeOnBlocks(const absl::StatusOr<std::int64_t>& mine)
 std::string RankWorker::Describe(int rank, const RankRecord& record) const {
   const RankPlace& place = places_[rank];
   const Slice& s = slices_[rank];
+  const std::string transport(tensors().transport());
   return absl::StrFormat(
       "rank %d/%d: host %s, pid %d, cores %d, threads %d, %s %s, KV heads %d..%d, MLP columns "
       "%d..%d, vocabulary "
       "%d..%d, transport %s, weights %s, K/V %s (%d blocks of %d tokens)",
       rank, comm_.size(), place.host, place.pid, place.cores, place.threads,
       std::string(kernels_->name()), isa(), s.head_begin, s.head_end, s.ffn_begin, s.ffn_end,
-      s.vocab_begin, s.vocab_end, std::string(comm_.transport()), Gibibytes(record.weight_bytes),
+      s.vocab_begin, s.vocab_end, transport, Gibibytes(record.weight_bytes),
       Gibibytes(record.page_bytes), blocks_, kBlockTokens);
 }
 
 absl::Status RankWorker::Init(const Checkpoint& checkpoint) {
   if (absl::Status s = ReportUp(MakeBackend()); !s.ok()) return s;
+  if (absl::Status s = ReportUp(JoinDevices()); !s.ok()) return s;
   if (absl::Status s = ReportUp(Plan(checkpoint)); !s.ok()) return s;
   const absl::StatusOr<std::int64_t> fit = BlocksThatFit(checkpoint);
   if (absl::Status s = ReportUp(fit.status()); !s.ok()) return s;
   if (absl::Status s = AgreeOnBlocks(fit); !s.ok()) return s;
   absl::StatusOr<std::unique_ptr<Transformer>> transformer =
-      Transformer::Create(checkpoint, config_, slices_, transformer_options_, *kernels_, comm_);
+      Transformer::Create(checkpoint, config_, slices_, transformer_options_, *kernels_, tensors());
   if (absl::Status s = ReportUp(transformer.status()); !s.ok()) return s;
   transformer_ = *std::move(transformer);
   RankRecord record;

@@ -1,8 +1,9 @@
 // What ranks say to each other: tensors on Buffers and Streams, small control messages in host
 // memory.
 //
-// Bodies: local (ranks as threads of one process, complete), mpi. NCCL joins later with the same
-// contract. Every rank must issue the same operations in the same order with the same counts. A
+// Bodies: local (ranks as threads of one process, complete), mpi, nccl (tensors between GPUs; its
+// control messages go over another body). Every rank must issue the same operations in the same
+// order with the same counts. A
 // tensor operation is enqueued on the stream (a CPU body may complete inline). Deadlines: an
 // operation that has started but not finished within Options.deadline_s means a peer is lost or
 // wedged: a watchdog logs rank, operation and seconds and ends the process with kPeerLostExit,
@@ -34,8 +35,9 @@ inline constexpr int kPeerLostExit = 75;
 // slow peer and a slow link are different faults. The local body measures both. The MPI body
 // measures them on sums in shared memory and on some other all-reduces and gathers and splits the
 // others by estimate (wait_meter.h); it counts barriers and rank 0's gather of records as waiting,
-// broadcasts as transfer. The time a receiver idles before a broadcast arrives is in neither. Bytes
-// are those of the costs above.
+// broadcasts as transfer. The NCCL body times operations on the device and splits all of them by
+// estimate. The time a receiver idles before a broadcast arrives is in neither. Bytes are those of
+// the costs above.
 struct CommStats {
   double wait_seconds = 0;
   double transfer_seconds = 0;
@@ -56,7 +58,7 @@ class Communicator {
   virtual int rank() const = 0;
   virtual int size() const = 0;
   virtual std::string_view transport()
-      const = 0;  // "none" (one rank), "threads", "mpi/shared memory", "mpi/tcp"
+      const = 0;  // "none" (one rank), "threads", "mpi/shared memory", "mpi/tcp", "nccl"
 
   // In place: data[i] = sum over ranks of data[i], f32.
   [[nodiscard]] virtual absl::Status AllReduceSum(View data, std::int64_t count,

@@ -54,6 +54,7 @@ std::vector<RankPlace> PlaceRanks(std::span<const RankRecord> records) {
     CpuMask host_cpus;
     for (const RankRecord& other : records) {
       if (!SameHost(record, other)) continue;
+      if (&other < &record) ++place.rank_on_host;
       ++place.ranks_on_host;
       host_cpus |= other.cpus;
     }

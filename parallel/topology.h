@@ -33,6 +33,7 @@ struct RankPlace {
   int cores = 0;                // logical CPUs this process may run on (affinity mask)
   int threads = 0;              // compute threads asked for, or chosen when 0 was asked
   int ranks_on_host = 0;        // this one included
+  int rank_on_host = 0;         // its number among them, in rank order
   int cores_of_host = 0;        // CPUs that any rank of this host may run on
   int threads_on_host = 0;      // sum over the ranks of this host
   bool oversubscribed = false;  // more threads than CPUs on the host, or than this rank may use:

@@ -41,6 +41,18 @@ class WaitMeter {
     transfer_ += transfer;
   }
 
+  // For transports where no barrier can come before an operation: of its size class the least of
+  // the last kSamples times kEvery totals counts as its transfer, the rest of a total as waiting.
+  void Estimated(std::int64_t bytes, double total_seconds) {
+    Class& c = classes_[ClassOf(bytes)];
+    const bool first = c.calls % kEvery == 0;  // of the kEvery that share a sample
+    if (first) ++c.next;
+    double& least = c.samples[(c.next - 1) % kSamples];
+    least = first ? total_seconds : std::min(least, total_seconds);
+    ++c.calls;
+    Unmeasured(bytes, total_seconds);
+  }
+
   // For operations of known nature.
   void Waited(double seconds) { wait_ += seconds; }
   void Transferred(double seconds) { transfer_ += seconds; }

@@ -67,8 +67,12 @@ void AddConfigFlag(CLI::App& app) {
 
 void AddModelFlags(CLI::App& app, ModelOptions* options) {
   AddFlag(app, "--model", options->model, "GGUF file or Hugging Face directory")->required();
-  AddFlag(app, "--device", options->device, "cpu (SIMD) or ref (plain loops)")
-      ->check(CLI::IsMember({"cpu", "ref"}));
+  AddFlag(app, "--device", options->device,
+          "cpu (SIMD), ref (plain loops) or cuda (a GPU for each rank, where it is built in)")
+      ->check(CLI::IsMember({"cpu", "ref", "cuda"}));
+  AddFlag(app, "--rank-devices", options->rank_devices,
+          "GPU of each rank, for example 0,2; default: a rank's number on its host")
+      ->delimiter(',');
   AddFlag(app, "--cpu-isa", options->isa, "instruction set to use; empty: the best there is");
   AddFlag(app, "--threads", options->threads, "threads of a rank; 0: cores / ranks of this host")
       ->check(CLI::Range(0, 1024));

@@ -48,12 +48,13 @@ absl::Status CudaStream::Synchronize() {
 }
 
 int CudaStream::Mark() {
+  const cudaStream_t stream = get();
   if (marks_ == events_.size()) {
     cudaEvent_t event = nullptr;
     Note(cudaEventCreate(&event), "a new event");
     events_.push_back(event);
   }
-  Note(cudaEventRecord(events_[marks_], stream_), "recording an event");
+  Note(cudaEventRecord(events_[marks_], stream), "recording an event");
   return static_cast<int>(marks_++);
 }
 

@@ -1,7 +1,7 @@
 // Device memory and streams of one GPU through the CUDA runtime.
 //
 // Ownership: a Buffer frees its memory on its own device. Thread safety: as kernels/device.h says;
-// making a stream and allocating select the device for their thread; the rest expects it selected.
+// every call selects the device that it needs for its thread.
 // Errors: Allocate says RESOURCE_EXHAUSTED with the bytes asked for and the device; a failing copy
 // or launch is kept in its stream and reported by Synchronize, the first one, with what was tried.
 // Cost: copies from and to pageable host memory are staged by the runtime; CopyOut waits for the
@@ -33,7 +33,12 @@ class CudaStream final : public Stream {
   double SecondsBetween(int from, int to) const override;
   void ResetMarks() override { marks_ = 0; }
 
-  cudaStream_t get() const { return stream_; }
+  // For a call on the stream. Selects its device for this thread: the one that loaded a model may
+  // not be the one that runs it.
+  cudaStream_t get() const {
+    (void)cudaSetDevice(device_);
+    return stream_;
+  }
   // Remembers the first failure.
   void Note(cudaError_t error, const char* what);
 

@@ -160,6 +160,13 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* 
   });
 }
 
+cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
+  return Api("cudaThreadExchangeStreamCaptureMode", [&](Runtime&) {
+    std::swap(*mode, emu::CaptureMode());
+    return cudaSuccess;
+  });
+}
+
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
                                  unsigned long long) {
   return emu::Instantiate(executable, graph);

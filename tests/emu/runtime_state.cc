@@ -9,6 +9,7 @@ namespace emu {
 namespace {
 
 thread_local bool in_host_function = false;
+thread_local cudaStreamCaptureMode capture_mode = cudaStreamCaptureModeGlobal;
 thread_local cudaError_t last_error = cudaSuccess;
 
 }  // namespace
@@ -135,10 +136,12 @@ cudaError_t Runtime::Enqueue(cudaStream_t handle, std::function<bool()> run) {
 }
 
 cudaError_t Runtime::CheckUncaptured() {
+  if (CaptureMode() == cudaStreamCaptureModeRelaxed) return cudaSuccess;
   for (const auto& capture : captures) {
     const bool mine = capture->thread == ThisThread();
     if (capture->mode == cudaStreamCaptureModeRelaxed) continue;
     if (!mine && capture->mode != cudaStreamCaptureModeGlobal) continue;
+    if (!mine && CaptureMode() == cudaStreamCaptureModeThreadLocal) continue;
     capture->invalid = true;
     return cudaErrorStreamCaptureUnsupported;
   }
@@ -148,6 +151,7 @@ cudaError_t Runtime::CheckUncaptured() {
 std::uintptr_t ThisThread() { return reinterpret_cast<std::uintptr_t>(&last_error); }
 
 bool& InHostFunction() { return in_host_function; }
+cudaStreamCaptureMode& CaptureMode() { return capture_mode; }
 
 cudaError_t Remember(cudaError_t error) {
   if (error != cudaSuccess && error != cudaErrorNotReady) last_error = error;

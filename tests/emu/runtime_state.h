@@ -159,6 +159,7 @@ struct Runtime {
 int CurrentDevice();
 std::uintptr_t ThisThread();
 bool& InHostFunction();                   // of this thread; CUDA calls are forbidden there
+cudaStreamCaptureMode& CaptureMode();     // of this thread: what others' captures forbid it
 cudaError_t Remember(cudaError_t error);  // for cudaGetLastError
 
 // The frame of every runtime function.

@@ -84,7 +84,8 @@ def check_include_direction(tree):
                 continue
             if target not in rules.MAY_INCLUDE[layer]:
                 yield file, line, f"{layer} must not include {target} ({header})"
-            elif layer == "parallel" and target == "kernels" and header not in rules.KERNELS_FOR_PARALLEL:
+            elif (layer == "parallel" and target == "kernels" and header not in rules.KERNELS_FOR_PARALLEL
+                  and (file, header) not in rules.ALSO_FOR_PARALLEL):
                 yield file, line, f"parallel may include only {', '.join(rules.KERNELS_FOR_PARALLEL)} of kernels"
 
 

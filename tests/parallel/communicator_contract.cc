@@ -2,11 +2,11 @@
 
 #include <bit>
 #include <cmath>
+#include <memory>
 #include <numeric>
 #include <thread>
 
 #include "absl/strings/str_format.h"
-#include "tests/parallel/host_world.h"
 
 namespace metattn {
 namespace {
@@ -20,20 +20,51 @@ absl::Status Differs(const Communicator& comm, const char* what, std::int64_t at
                                              comm.rank(), comm.size(), what, at, expected, actual));
 }
 
+// Floats in the device's memory, written and read by copies on a stream of their own.
+class Floats {
+ public:
+  Floats(Device& device, std::int64_t count, float value = 0)
+      : device_(device),
+        stream_(device.NewStream().value()),
+        buffer_(device.Allocate(static_cast<std::size_t>(count) * sizeof(float)).value()),
+        values_(static_cast<std::size_t>(count), value) {
+    Write();
+  }
+
+  std::vector<float>& values() { return values_; }
+  float& operator[](std::int64_t i) { return values_[static_cast<std::size_t>(i)]; }
+  void Write() { device_.CopyIn(values_.data(), {&buffer_}, bytes(), *stream_); }
+  absl::Status Read() {
+    device_.CopyOut({&buffer_}, values_.data(), bytes(), *stream_);
+    return stream_->Synchronize();
+  }
+  View view(std::int64_t at = 0) const {
+    return {&buffer_, static_cast<std::size_t>(at) * sizeof(float)};
+  }
+  Stream& stream() { return *stream_; }
+
+ private:
+  std::size_t bytes() const { return values_.size() * sizeof(float); }
+
+  Device& device_;
+  std::unique_ptr<Stream> stream_;
+  Buffer buffer_;
+  std::vector<float> values_;
+};
+
 // Whole numbers below 2^24 add without rounding in any order: value(r, i) = (r + 1) * (i % 1000 -
 // 300), whose sum over ranks is R (R + 1) / 2 times the bracket.
-absl::Status AllReduceGivesTheClosedFormSum(Communicator& comm, bool) {
-  InlineStream stream;
+absl::Status AllReduceGivesTheClosedFormSum(Communicator& comm, Device& device, bool) {
   for (const std::int64_t count : kCounts) {
     const std::int64_t offset = count % 7;  // the view need not begin at the buffer's start
-    Buffer buffer = HostFloats(count + offset + 1);
-    auto* data = reinterpret_cast<float*>(buffer.data());
-    std::fill_n(data, count + offset + 1, -7.0f);
+    Floats data(device, count + offset + 1, -7.0f);
     for (std::int64_t i = 0; i < count; ++i) {
       data[offset + i] = static_cast<float>((comm.rank() + 1) * (i % 1000 - 300));
     }
-    const View view{&buffer, static_cast<std::size_t>(offset) * sizeof(float)};
-    if (absl::Status s = comm.AllReduceSum(view, count, stream); !s.ok()) return s;
+    data.Write();
+    absl::Status s = comm.AllReduceSum(data.view(offset), count, data.stream());
+    if (s.ok()) s = data.Read();
+    if (!s.ok()) return s;
     const double ranks = comm.size();
     for (std::int64_t i = 0; i < count; ++i) {
       const double expected = ranks * (ranks + 1) / 2 * static_cast<double>(i % 1000 - 300);
@@ -55,13 +86,15 @@ float Uneven(int rank, std::int64_t i) {
   return std::ldexp(mantissa, static_cast<int>(mixed >> 7) % 17 - 8);
 }
 
-absl::Status OrderedSumIsBitwiseTheSumInRankOrder(Communicator& comm, bool ordered) {
-  InlineStream stream;
+absl::Status OrderedSumIsBitwiseTheSumInRankOrder(Communicator& comm, Device& device,
+                                                  bool ordered) {
   for (const std::int64_t count : kCounts) {
-    Buffer buffer = HostFloats(count);
-    auto* data = reinterpret_cast<float*>(buffer.data());
+    Floats data(device, count);
     for (std::int64_t i = 0; i < count; ++i) data[i] = Uneven(comm.rank(), i);
-    if (absl::Status s = comm.AllReduceSum({&buffer, 0}, count, stream); !s.ok()) return s;
+    data.Write();
+    absl::Status status = comm.AllReduceSum(data.view(), count, data.stream());
+    if (status.ok()) status = data.Read();
+    if (!status.ok()) return status;
     for (std::int64_t i = 0; i < count; ++i) {
       float sum = Uneven(0, i);
       float magnitude = std::fabs(sum);
@@ -81,24 +114,24 @@ absl::Status OrderedSumIsBitwiseTheSumInRankOrder(Communicator& comm, bool order
 }
 
 // Uneven counts with an empty rank; place k of rank r holds 1000 r + k.
-absl::Status GatherVLaysPartsOutInRankOrder(Communicator& comm, bool) {
-  InlineStream stream;
+absl::Status GatherVLaysPartsOutInRankOrder(Communicator& comm, Device& device, bool) {
   const int ranks = comm.size();
   for (const std::int64_t scale : {0, 1, 5, 24576}) {
     std::vector<std::int64_t> counts(ranks);
     for (int r = 0; r < ranks; ++r) counts[r] = r % 3 == 1 ? 0 : scale * (r + 1);
     const std::int64_t total = std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
     for (int root : {0, ranks - 1}) {
-      Buffer mine = HostFloats(counts[comm.rank()]);
-      auto* data = reinterpret_cast<float*>(mine.data());
-      for (std::int64_t k = 0; k < counts[comm.rank()]; ++k) {
-        data[k] = static_cast<float>(1000 * comm.rank() + k);
-      }
-      Buffer all = comm.rank() == root ? HostFloats(total) : Buffer();
-      const View send = counts[comm.rank()] == 0 ? View{} : View{&mine, 0};
-      const View recv = comm.rank() == root ? View{&all, 0} : View{};
-      if (absl::Status s = comm.GatherV(send, recv, counts, root, stream); !s.ok()) return s;
-      const auto* got = reinterpret_cast<const float*>(all.data());
+      const std::int64_t own = counts[static_cast<std::size_t>(comm.rank())];
+      Floats mine(device, own), all(device, comm.rank() == root ? total : 0);
+      for (std::int64_t k = 0; k < own; ++k) mine[k] = static_cast<float>(1000 * comm.rank() + k);
+      mine.Write();
+      const View send = own == 0 ? View{} : mine.view();
+      const View recv = comm.rank() == root ? all.view() : View{};
+      absl::Status s = comm.GatherV(send, recv, counts, root, mine.stream());
+      if (s.ok()) s = mine.Read();  // waits for the stream
+      if (s.ok()) s = all.Read();
+      if (!s.ok()) return s;
+      const float* got = all.values().data();
       for (int r = 0, k = 0; comm.rank() == root && r < ranks; k = 0, ++r) {
         for (; k < counts[r]; ++k, ++got) {
           if (*got != static_cast<float>(1000 * r + k)) {
@@ -111,7 +144,7 @@ absl::Status GatherVLaysPartsOutInRankOrder(Communicator& comm, bool) {
   return absl::OkStatus();
 }
 
-absl::Status BroadcastBringsEveryLength(Communicator& comm, bool) {
+absl::Status BroadcastBringsEveryLength(Communicator& comm, Device&, bool) {
   int round = 0;
   for (const std::size_t length : {0, 1, 100, 4000, 4096, 5000, 70000, 1, 0, 3000000}) {
     ++round;
@@ -133,7 +166,7 @@ absl::Status BroadcastBringsEveryLength(Communicator& comm, bool) {
   return absl::OkStatus();
 }
 
-absl::Status GatherRecordsKeepsRankOrder(Communicator& comm, bool) {
+absl::Status GatherRecordsKeepsRankOrder(Communicator& comm, Device&, bool) {
   for (const std::size_t length : {0, 1, 96, 5000}) {
     const std::vector<std::byte> record(length, static_cast<std::byte>(comm.rank() + 1));
     std::vector<std::byte> all(comm.rank() == 0 ? length * comm.size() : 0);
@@ -150,13 +183,10 @@ absl::Status GatherRecordsKeepsRankOrder(Communicator& comm, bool) {
 }
 
 // As a step does: broadcast, sums, gather, records, in a loop, with ranks out of step.
-absl::Status MixedOperationsStayInOrder(Communicator& comm, bool) {
-  InlineStream stream;
+absl::Status MixedOperationsStayInOrder(Communicator& comm, Device& device, bool) {
   const int ranks = comm.size();
-  Buffer row = HostFloats(576);
-  auto* data = reinterpret_cast<float*>(row.data());
-  const std::vector<std::int64_t> counts(ranks, 3);
-  Buffer logits = comm.rank() == 0 ? HostFloats(3 * ranks) : Buffer();
+  Floats row(device, 576), logits(device, comm.rank() == 0 ? 3 * ranks : 0);
+  const std::vector<std::int64_t> counts(static_cast<std::size_t>(ranks), 3);
   for (int step = 0; step < 50; ++step) {
     std::vector<std::byte> plan;
     if (comm.rank() == 0) plan.assign(1, static_cast<std::byte>(step));
@@ -167,13 +197,18 @@ absl::Status MixedOperationsStayInOrder(Communicator& comm, bool) {
     }
     for (int layer = 0; layer < 4; ++layer) {
       if ((step + layer) % ranks == comm.rank()) std::this_thread::yield();
-      std::fill_n(data, 576, static_cast<float>(step + comm.rank()));
-      if (absl::Status s = comm.AllReduceSum({&row, 0}, 576, stream); !s.ok()) return s;
+      std::fill_n(row.values().data(), 576, static_cast<float>(step + comm.rank()));
+      row.Write();
+      absl::Status s = comm.AllReduceSum(row.view(), 576, row.stream());
+      if (s.ok()) s = row.Read();
+      if (!s.ok()) return s;
       const double expected = ranks * step + ranks * (ranks - 1) / 2;
-      if (data[575] != expected) return Differs(comm, "row", step, expected, data[575]);
+      if (row[575] != expected) return Differs(comm, "row", step, expected, row[575]);
     }
-    const View recv = comm.rank() == 0 ? View{&logits, 0} : View{};
-    if (absl::Status s = comm.GatherV({&row, 0}, recv, counts, 0, stream); !s.ok()) return s;
+    const View recv = comm.rank() == 0 ? logits.view() : View{};
+    absl::Status s = comm.GatherV(row.view(), recv, counts, 0, row.stream());
+    if (s.ok()) s = row.Read();
+    if (!s.ok()) return s;
     const std::vector<std::byte> record(8, static_cast<std::byte>(step));
     std::vector<std::byte> all(comm.rank() == 0 ? 8 * ranks : 0);
     if (absl::Status s = comm.GatherRecords(record, all); !s.ok()) return s;
@@ -181,14 +216,14 @@ absl::Status MixedOperationsStayInOrder(Communicator& comm, bool) {
   return comm.Barrier();
 }
 
-absl::Status StatsCountCallsAndBytesAndStartAgain(Communicator& comm, bool ordered) {
-  InlineStream stream;
+absl::Status StatsCountCallsAndBytesAndStartAgain(Communicator& comm, Device& device,
+                                                  bool ordered) {
   (void)comm.TakeStats();
-  Buffer row = HostFloats(576);
-  std::fill_n(reinterpret_cast<float*>(row.data()), 576, 1.0f);
+  Floats row(device, 576, 1.0f);
   for (int i = 0; i < 20; ++i) {
-    if (absl::Status s = comm.AllReduceSum({&row, 0}, 576, stream); !s.ok()) return s;
+    if (absl::Status s = comm.AllReduceSum(row.view(), 576, row.stream()); !s.ok()) return s;
   }
+  if (absl::Status s = row.stream().Synchronize(); !s.ok()) return s;
   const CommStats stats = comm.TakeStats();
   const std::int64_t n = 576 * 4, ranks = comm.size();
   // The header's costs; a body may sum in rank order without the dearer exchange.
@@ -210,21 +245,21 @@ absl::Status StatsCountCallsAndBytesAndStartAgain(Communicator& comm, bool order
 
 // The last rank comes 30 ms late ten times: the others see it as waiting. (What the late rank and
 // the transfers show depends on what else the machine runs; wait_meter_test has those.)
-absl::Status StatsTellALatePeerFromASlowTransfer(Communicator& comm, bool) {
+absl::Status StatsTellALatePeerFromASlowTransfer(Communicator& comm, Device& device, bool) {
   if (comm.size() == 1) return absl::OkStatus();
-  InlineStream stream;
   const bool late = comm.rank() == comm.size() - 1;
-  Buffer row = HostFloats(576);
-  std::fill_n(reinterpret_cast<float*>(row.data()), 576, 1.0f);
+  Floats row(device, 576, 1.0f);
   for (int i = 0; i < 100; ++i) {  // learn what a transfer costs
-    if (absl::Status s = comm.AllReduceSum({&row, 0}, 576, stream); !s.ok()) return s;
+    if (absl::Status s = comm.AllReduceSum(row.view(), 576, row.stream()); !s.ok()) return s;
   }
+  if (absl::Status s = row.stream().Synchronize(); !s.ok()) return s;
   if (absl::Status s = comm.Barrier(); !s.ok()) return s;
   (void)comm.TakeStats();
   for (int i = 0; i < 10; ++i) {
     if (late) std::this_thread::sleep_for(std::chrono::milliseconds(30));
-    if (absl::Status s = comm.AllReduceSum({&row, 0}, 576, stream); !s.ok()) return s;
+    if (absl::Status s = comm.AllReduceSum(row.view(), 576, row.stream()); !s.ok()) return s;
   }
+  if (absl::Status s = row.stream().Synchronize(); !s.ok()) return s;
   const CommStats stats = comm.TakeStats();
   // Half of the truth, for machines that run many things at once.
   if (!late && stats.wait_seconds < 0.15) {
@@ -233,7 +268,7 @@ absl::Status StatsTellALatePeerFromASlowTransfer(Communicator& comm, bool) {
   return absl::OkStatus();
 }
 
-absl::Status TransportIsNamed(Communicator& comm, bool) {
+absl::Status TransportIsNamed(Communicator& comm, Device&, bool) {
   const bool alone = comm.transport() == "none";
   if (comm.transport().empty() || alone != (comm.size() == 1)) {
     return absl::InternalError(absl::StrFormat("rank %d of %d: transport is '%s'", comm.rank(),

@@ -1,17 +1,21 @@
-// Test helpers: host buffers with known contents, an inline stream, and ranks as threads.
+// Test helpers: host buffers with known contents, an inline stream, a device of both, and ranks as
+// threads.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <latch>
 #include <memory>
 #include <span>
+#include <string_view>
 #include <thread>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "parallel/local_communicator.h"
 
 namespace metattn {
@@ -29,6 +33,27 @@ inline Buffer HostFloats(std::int64_t count) {
   const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(float);
   return Buffer(std::malloc(bytes), bytes, [](void* p) { std::free(p); });
 }
+
+// Host memory as a Device for the contract.
+class HostTestDevice final : public Device {
+ public:
+  std::string_view name() const override { return "host"; }
+  absl::StatusOr<Buffer> Allocate(std::size_t bytes) override {
+    return HostFloats(static_cast<std::int64_t>(bytes / sizeof(float)));
+  }
+  absl::StatusOr<std::unique_ptr<Stream>> NewStream() override {
+    return std::make_unique<InlineStream>();
+  }
+  void CopyIn(const void* host, View to, std::size_t bytes, Stream&) override {
+    if (bytes > 0) std::memcpy(to.As<std::byte>(), host, bytes);
+  }
+  void CopyOut(View from, void* host, std::size_t bytes, Stream&) override {
+    if (bytes > 0) std::memcpy(host, from.As<std::byte>(), bytes);
+  }
+  void Copy(View from, View to, std::size_t bytes, Stream&) override {
+    if (bytes > 0) std::memcpy(to.As<std::byte>(), from.As<std::byte>(), bytes);
+  }
+};
 
 // Runs body(rank's end) on one thread per rank, all started at once; statuses in rank order. An end
 // is destroyed when its body returns, as a rank's would be.

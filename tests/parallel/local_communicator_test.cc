@@ -24,10 +24,11 @@ TEST_P(LocalContract, Holds) {
   CommOptions options;
   options.ordered_sum = ordered;
   // The local body adds in rank order whether asked or not: hold it to that.
-  for (const absl::Status& s :
-       RunRanks(ranks, options, [&](Communicator& comm) { return check.run(comm, ordered); })) {
-    EXPECT_TRUE(s.ok()) << s;
-  }
+  const auto run = [&](Communicator& comm) {
+    HostTestDevice device;
+    return check.run(comm, device, ordered);
+  };
+  for (const absl::Status& s : RunRanks(ranks, options, run)) EXPECT_TRUE(s.ok()) << s;
 }
 
 INSTANTIATE_TEST_SUITE_P(Ranks, LocalContract,

@@ -28,8 +28,9 @@ int Report(const Communicator& comm, std::string_view what, const absl::Status& 
 }
 
 int Contract(Communicator& comm, bool ordered) {
+  HostTestDevice device;
   for (const ContractCheck& check : ContractChecks()) {
-    const absl::Status status = check.run(comm, ordered);
+    const absl::Status status = check.run(comm, device, ordered);
     if (Report(comm, check.name, status) != 0) EndWorld(1);  // the others would wait for us
     if (comm.rank() == 0) std::printf("passed %s\n", check.name.c_str());
   }

@@ -57,6 +57,8 @@ TEST(Topology, HostsAreCountedApart) {
   const auto places = PlaceRanks(records);
   EXPECT_EQ(places[0].ranks_on_host, 2);
   EXPECT_EQ(places[1].ranks_on_host, 1);
+  EXPECT_EQ(places[1].rank_on_host, 0);
+  EXPECT_EQ(places[2].rank_on_host, 1);
   EXPECT_EQ(places[2].threads, 1);  // chosen: two cores for two ranks
   EXPECT_TRUE(places[0].oversubscribed);
   EXPECT_TRUE(places[1].oversubscribed);

@@ -48,6 +48,20 @@ TEST(WaitMeter, FollowsATransferTimeThatChangesForGood) {
   EXPECT_NEAR(meter.TakeTransfer(), 3.0, 0.01);
 }
 
+TEST(WaitMeter, EstimatesFromTotalsAlone) {
+  WaitMeter meter;
+  for (int i = 0; i < 10; ++i) meter.Estimated(kRow, 1.0 + 0.01 * i);
+  (void)meter.TakeWait();
+  (void)meter.TakeTransfer();
+  for (int i = 0; i < 100; ++i) meter.Estimated(kRow, 31.0);  // a late peer, for many operations
+  EXPECT_DOUBLE_EQ(meter.TakeTransfer(), 100.0);
+  EXPECT_DOUBLE_EQ(meter.TakeWait(), 3000.0);
+  for (int i = 0; i < 5 * WaitMeter::kEvery; ++i) meter.Estimated(kRow, 3.0);  // slower for good
+  (void)meter.TakeTransfer();
+  meter.Estimated(kRow, 10.0);
+  EXPECT_DOUBLE_EQ(meter.TakeTransfer(), 3.0);
+}
+
 TEST(WaitMeter, SizesFarApartHaveEstimatesOfTheirOwn) {
   WaitMeter meter;
   meter.Measured(kRow, 0, 1.0);

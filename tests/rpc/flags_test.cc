@@ -143,6 +143,7 @@ TEST_F(FlagsTest, BadValuesAreErrorsThatNameTheFlag) {
       {{"--model", "m", "--threads", "many"}, "--threads"},
       {{"--model", "m", "--route", "sideways"}, "--route"},
       {{"--model", "m", "--device", "abacus"}, "--device"},
+      {{"--model", "m", "--rank-devices", "0,first"}, "--rank-devices"},
       {{"--model", "m", "--kv-cache-memory", "lots"}, "--kv-cache-memory"},
       {{"--model", "m", "--window", "-1"}, "--window"},
       {{"--model", "m", "--no-such-flag", "1"}, "--no-such-flag"},

@@ -125,6 +125,20 @@ TEST_F(EmuGraph, LaunchesOnTheLegacyStreamRunAtOnce) {
   EXPECT_CUDA(cudaGraphExecDestroy(graph));
 }
 
+TEST_F(EmuGraph, AThreadInRelaxedModeDisturbsNobodysCapture) {
+  EXPECT_CUDA(cudaEventRecord(join_, main_));
+  EXPECT_CUDA(cudaStreamBeginCapture(main_, cudaStreamCaptureModeGlobal));
+  std::thread([&] {
+    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+    EXPECT_CUDA(cudaThreadExchangeStreamCaptureMode(&mode));
+    EXPECT_EQ(mode, cudaStreamCaptureModeGlobal);
+    EXPECT_CUDA(cudaEventQuery(join_));
+  }).join();
+  cudaGraph_t graph = nullptr;
+  EXPECT_CUDA(cudaStreamEndCapture(main_, &graph));
+  EXPECT_CUDA(cudaGraphDestroy(graph));
+}
+
 TEST_F(EmuGraph, AForgottenWaitInTheCaptureShowsUnderOneMask) {
   for (unsigned mask = 0; mask < 4; ++mask) {
     Destroy();

@@ -1,0 +1,399 @@
+#include "parallel/nccl_communicator.h"
+
+#include <cuda_runtime_api.h>
+#include <nccl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <cstdio>
+#include <cstring>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_format.h"
+#include "kernels/cuda/cuda_device.h"
+#include "parallel/host_tensor.h"
+#include "parallel/wait_meter.h"
+
+namespace metattn {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr std::chrono::milliseconds kPoll{100};
+// Timed operations between two TakeStats; then they are read early.
+constexpr std::size_t kMostTimed = 4096;
+
+double SecondsSince(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// Words for a result that is an error.
+std::string Words(ncclResult_t result, ncclComm_t comm) {
+  const char* detail = ncclGetLastError(comm);
+  return absl::StrFormat("%s%s%s", ncclGetErrorString(result),
+                         detail != nullptr && *detail != '\0' ? ": " : "",
+                         detail == nullptr ? "" : detail);
+}
+
+class NcclCommunicator final : public Communicator {
+ public:
+  NcclCommunicator(Communicator& control, int device, const CommOptions& options)
+      : control_(control), device_(device), options_(options) {}
+  ~NcclCommunicator() override;
+
+  // Collective; only with several ranks.
+  absl::Status Start();
+
+  int rank() const override { return control_.rank(); }
+  int size() const override { return control_.size(); }
+  std::string_view transport() const override { return size() == 1 ? "none" : "nccl"; }
+
+  absl::Status AllReduceSum(View data, std::int64_t count, Stream& stream) override;
+  absl::Status GatherV(View send, View recv, std::span<const std::int64_t> counts, int root,
+                       Stream& stream) override;
+  absl::Status Broadcast(std::vector<std::byte>& message) override {
+    return control_.Broadcast(message);
+  }
+  absl::Status GatherRecords(std::span<const std::byte> record, std::span<std::byte> all) override {
+    return control_.GatherRecords(record, all);
+  }
+  absl::Status Barrier() override { return control_.Barrier(); }
+  CommStats TakeStats() override;
+
+ private:
+  // One operation's time on the device.
+  struct Timed {
+    cudaEvent_t begin = nullptr, end = nullptr;
+    std::int64_t bytes = 0;
+  };
+
+  absl::StatusOr<ncclUniqueId> ShareId();
+  ncclResult_t State();
+  ncclResult_t WaitUntilIdle(ncclResult_t result);
+  template <typename Work>
+  absl::Status Enqueue(const char* what, std::int64_t bytes, cuda::CudaStream& stream,
+                       const Work& work);
+  Timed* NextTimed(cuda::CudaStream& stream);
+  void CollectTimes();
+  absl::Status Check(View view, std::int64_t count, const char* what);
+  absl::Status Fail(absl::Status status) {
+    dead_ = std::move(status);
+    return dead_;
+  }
+  absl::Status Count(std::int64_t bytes) {
+    stats_.bytes += bytes;
+    ++stats_.calls;
+    return absl::OkStatus();
+  }
+  void Watch();
+  void Look();
+  [[noreturn]] void EndLost(const std::string& what);
+
+  Communicator& control_;
+  const int device_;
+  const CommOptions options_;
+  absl::Status dead_;
+  CommStats stats_;  // calls and bytes; the seconds are the meter's
+  WaitMeter meter_;
+  std::vector<Timed> timed_;  // used again after TakeStats
+  std::size_t timed_count_ = 0;
+
+  // Every call of NCCL after the start is made under the lock, which the watching thread takes too.
+  std::mutex mutex_;
+  ncclComm_t comm_ = nullptr;
+  cudaEvent_t watched_ = nullptr;  // after the operation that was enqueued last; null: none
+  const char* watched_what_ = "";
+  Clock::time_point watched_since_;
+  std::condition_variable wake_;
+  bool stop_ = false;
+  std::thread thread_;
+};
+
+// ---- start and end ------------------------------------------------------------------------------
+
+absl::StatusOr<ncclUniqueId> NcclCommunicator::ShareId() {
+  ncclUniqueId id = {};
+  ncclResult_t made = ncclSuccess;
+  std::vector<std::byte> message;
+  if (rank() == 0) {
+    made = ncclGetUniqueId(&id);
+    const auto* bytes = reinterpret_cast<const std::byte*>(id.internal);
+    // Without an id the others must hear that, too.
+    if (made == ncclSuccess) message.assign(bytes, bytes + sizeof id.internal);
+  }
+  if (absl::Status s = control_.Broadcast(message); !s.ok()) return s;
+  if (message.size() != sizeof id.internal) {
+    return absl::UnavailableError(absl::StrFormat("rank %d: rank 0 has no unique id of NCCL%s%s",
+                                                  rank(), rank() == 0 ? ": " : "",
+                                                  rank() == 0 ? Words(made, nullptr) : ""));
+  }
+  std::memcpy(id.internal, message.data(), message.size());
+  return id;
+}
+
+absl::Status NcclCommunicator::Start() {
+  const absl::StatusOr<ncclUniqueId> id = ShareId();
+  if (!id.ok()) return id.status();
+  if (const cudaError_t error = cudaSetDevice(device_); error != cudaSuccess) {
+    return cuda::FromCuda(error, absl::StrFormat("rank %d: selecting", rank()).c_str(), device_);
+  }
+  ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+  config.blocking = 0;
+  const Clock::time_point start = Clock::now();
+  ncclResult_t result = ncclCommInitRankConfig(&comm_, size(), *id, rank(), &config);
+  while (result == ncclInProgress && SecondsSince(start) < options_.deadline_s) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    result = State();
+  }
+  if (result != ncclSuccess) {
+    const std::string words = Words(result, comm_);
+    if (comm_ != nullptr) (void)ncclCommAbort(std::exchange(comm_, nullptr));
+    if (result != ncclInProgress) {
+      return absl::UnavailableError(
+          absl::StrFormat("rank %d: NCCL cannot start on device %d: %s", rank(), device_, words));
+    }
+    return absl::DeadlineExceededError(absl::StrFormat(
+        "rank %d of %d: NCCL has not started within %.1f s: a rank is missing or cannot be reached",
+        rank(), size(), options_.deadline_s));
+  }
+  // Signals are for the program's own threads: this one starts with all of them blocked.
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  thread_ = std::thread([this] { Watch(); });
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  return absl::OkStatus();
+}
+
+NcclCommunicator::~NcclCommunicator() {
+  if (thread_.joinable()) {
+    {
+      const std::lock_guard lock(mutex_);
+      stop_ = true;
+    }
+    wake_.notify_all();
+    thread_.join();
+  }
+  (void)cudaSetDevice(device_);
+  if (comm_ != nullptr) {
+    // All ranks end together, or this one does not wait for the others longer than a deadline.
+    const bool ended = dead_.ok() && WaitUntilIdle(ncclCommFinalize(comm_)) == ncclSuccess;
+    (void)(ended ? ncclCommDestroy(comm_) : ncclCommAbort(comm_));
+  }
+  for (const Timed& t : timed_) {
+    (void)cudaEventDestroy(t.begin);
+    (void)cudaEventDestroy(t.end);
+  }
+}
+
+// ---- operations ---------------------------------------------------------------------------------
+
+ncclResult_t NcclCommunicator::State() {
+  ncclResult_t state = ncclSuccess;
+  const ncclResult_t asked = ncclCommGetAsyncError(comm_, &state);
+  return asked == ncclSuccess ? state : asked;
+}
+
+// What a call on the non-blocking communicator comes to; ncclInProgress: past the deadline.
+ncclResult_t NcclCommunicator::WaitUntilIdle(ncclResult_t result) {
+  const Clock::time_point start = Clock::now();
+  while (result == ncclInProgress && SecondsSince(start) < options_.deadline_s) {
+    result = State();
+    if (result == ncclInProgress) std::this_thread::yield();
+  }
+  return result;
+}
+
+NcclCommunicator::Timed* NcclCommunicator::NextTimed(cuda::CudaStream& stream) {
+  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+  stream.Note(cudaStreamIsCapturing(stream.get(), &capture), "asking whether a stream is captured");
+  if (capture != cudaStreamCaptureStatusNone) return nullptr;
+  if (timed_count_ == kMostTimed) CollectTimes();
+  if (timed_count_ == timed_.size()) {
+    Timed made;
+    stream.Note(cudaEventCreate(&made.begin), "a new event");
+    stream.Note(cudaEventCreate(&made.end), "a new event");
+    timed_.push_back(made);
+  }
+  return &timed_[timed_count_++];
+}
+
+template <typename Work>
+absl::Status NcclCommunicator::Enqueue(const char* what, std::int64_t bytes,
+                                       cuda::CudaStream& stream, const Work& work) {
+  Timed* const timed = NextTimed(stream);
+  if (timed != nullptr) {
+    timed->bytes = bytes;
+    stream.Note(cudaEventRecord(timed->begin, stream.get()), "recording an event");
+  }
+  const std::lock_guard lock(mutex_);
+  const ncclResult_t result = WaitUntilIdle(work());
+  if (result == ncclInProgress) {
+    EndLost(absl::StrFormat("%s could not be enqueued within %.1f s", what, options_.deadline_s));
+  }
+  if (result != ncclSuccess) {
+    return Fail(absl::UnavailableError(
+        absl::StrFormat("rank %d: %s failed in NCCL: %s", rank(), what, Words(result, comm_))));
+  }
+  if (timed != nullptr) {
+    stream.Note(cudaEventRecord(timed->end, stream.get()), "recording an event");
+    watched_ = timed->end;
+    watched_what_ = what;
+    watched_since_ = Clock::now();
+  }
+  return absl::OkStatus();
+}
+
+absl::Status NcclCommunicator::Check(View view, std::int64_t count, const char* what) {
+  if (!dead_.ok()) return dead_;
+  absl::Status s = CheckFloats(view, count, rank(), what);
+  return s.ok() ? s : Fail(std::move(s));
+}
+
+absl::Status NcclCommunicator::AllReduceSum(View data, std::int64_t count, Stream& stream) {
+  if (absl::Status s = Check(data, count, "all-reduce"); !s.ok()) return s;
+  if (size() == 1 || count == 0) return Count(0);
+  auto& cuda = static_cast<cuda::CudaStream&>(stream);
+  const std::int64_t bytes = count * static_cast<std::int64_t>(sizeof(float));
+  const absl::Status status = Enqueue("all-reduce", bytes, cuda, [&] {
+    return ncclAllReduce(data.As<float>(), data.As<float>(), static_cast<std::size_t>(count),
+                         ncclFloat32, ncclSum, comm_, cuda.get());
+  });
+  return status.ok() ? Count(2 * bytes * (size() - 1) / size()) : status;
+}
+
+absl::Status NcclCommunicator::GatherV(View send, View recv, std::span<const std::int64_t> counts,
+                                       int root, Stream& stream) {
+  const std::int64_t total = SumOfCounts(counts);
+  if (std::ssize(counts) != size() || total < 0 || root < 0 || root >= size()) {
+    return Fail(absl::InternalError(
+        absl::StrFormat("rank %d: gather with %d counts (sum %d) to root %d among %d ranks", rank(),
+                        counts.size(), total, root, size())));
+  }
+  const auto self = static_cast<std::size_t>(rank());
+  const bool receives = rank() == root;
+  if (absl::Status s = Check(send, counts[self], "gather"); !s.ok()) return s;
+  if (absl::Status s = Check(recv, receives ? total : 0, "gather"); !s.ok()) return s;
+  auto& cuda = static_cast<cuda::CudaStream&>(stream);
+  std::int64_t offset = 0;
+  for (std::size_t r = 0; r < self; ++r) offset += counts[r];
+  float* const own = receives ? recv.As<float>() + offset : nullptr;
+  if (receives && counts[self] > 0 && own != send.As<float>()) {
+    cuda.Note(cudaMemcpyAsync(own, send.As<float>(),
+                              static_cast<std::size_t>(counts[self]) * sizeof(float),
+                              cudaMemcpyDeviceToDevice, cuda.get()),
+              "a rank's own part of a gather");
+  }
+  const std::int64_t moved = receives ? total - counts[self] : counts[self];
+  if (moved == 0) return Count(0);
+  const auto work = [&]() -> ncclResult_t {
+    ncclResult_t first = ncclGroupStart();
+    const auto note = [&](ncclResult_t result) {
+      if (first == ncclSuccess) first = result;
+    };
+    if (!receives) {
+      note(ncclSend(send.As<float>(), static_cast<std::size_t>(counts[self]), ncclFloat32, root,
+                    comm_, cuda.get()));
+    }
+    float* to = recv.As<float>();
+    for (int r = 0; receives && r < size(); to += counts[static_cast<std::size_t>(r++)]) {
+      const auto count = static_cast<std::size_t>(counts[static_cast<std::size_t>(r)]);
+      if (r != root && count > 0) note(ncclRecv(to, count, ncclFloat32, r, comm_, cuda.get()));
+    }
+    const ncclResult_t ended = ncclGroupEnd();
+    return first == ncclSuccess ? ended : first;
+  };
+  const absl::Status status = Enqueue("gather", total * 4, cuda, work);
+  return status.ok() ? Count(moved * 4) : status;
+}
+
+// ---- statistics ---------------------------------------------------------------------------------
+
+void NcclCommunicator::CollectTimes() {
+  for (std::size_t i = 0; i < timed_count_; ++i) {
+    float milliseconds = 0;
+    if (cudaEventElapsedTime(&milliseconds, timed_[i].begin, timed_[i].end) == cudaSuccess) {
+      meter_.Estimated(timed_[i].bytes, milliseconds * 1e-3);
+    }
+  }
+  timed_count_ = 0;
+}
+
+CommStats NcclCommunicator::TakeStats() {
+  CollectTimes();
+  CommStats stats = std::exchange(stats_, {});
+  const CommStats control = control_.TakeStats();
+  stats.calls += control.calls;
+  stats.bytes += control.bytes;
+  stats.wait_seconds = meter_.TakeWait() + control.wait_seconds;
+  stats.transfer_seconds = meter_.TakeTransfer() + control.transfer_seconds;
+  return stats;
+}
+
+// ---- faults -------------------------------------------------------------------------------------
+
+void NcclCommunicator::Watch() {
+  (void)cudaSetDevice(device_);
+  // What this thread asks must not spoil a graph that another captures meanwhile.
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  (void)cudaThreadExchangeStreamCaptureMode(&mode);
+  std::unique_lock lock(mutex_);
+  while (!wake_.wait_for(lock, kPoll, [this] { return stop_; })) Look();
+}
+
+void NcclCommunicator::Look() {
+  const ncclResult_t state = State();
+  if (state != ncclSuccess && state != ncclInProgress) {
+    EndLost(absl::StrFormat("NCCL reports: %s; the last operation was: %s", Words(state, comm_),
+                            watched_what_));
+  }
+  const double age = SecondsSince(watched_since_);
+  if (watched_ == nullptr || age <= options_.deadline_s) return;
+  if (cudaEventQuery(watched_) == cudaErrorNotReady) {
+    EndLost(
+        absl::StrFormat("%s, or one before it in its stream, has not finished after %.1f s "
+                        "(deadline %.1f s)",
+                        watched_what_, age, options_.deadline_s));
+  }
+  watched_ = nullptr;  // done; what went wrong otherwise its stream's Synchronize says
+}
+
+// The caller may wait for the device for ever, so nothing but the process's end helps.
+void NcclCommunicator::EndLost(const std::string& what) {
+  const std::string line =
+      absl::StrFormat("metattn: rank %d of %d: %s: a peer is lost or wedged; ending this process\n",
+                      rank(), size(), what);
+  [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, line.data(), line.size());
+  std::thread([] {  // should the abort hang
+    std::this_thread::sleep_for(std::chrono::seconds(2));
+    ::_exit(kPeerLostExit);
+  })
+      .detach();
+  (void)ncclCommAbort(comm_);
+  ::_exit(kPeerLostExit);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Communicator>> MakeNcclCommunicator(Communicator& control,
+                                                                   int device,
+                                                                   const CommOptions& options) {
+  if (options.ordered_sum) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "rank %d: NCCL does not add in rank order: no bitwise equal sums on GPUs", control.rank()));
+  }
+  auto made = std::make_unique<NcclCommunicator>(control, device, options);
+  if (control.size() > 1) {
+    if (absl::Status s = made->Start(); !s.ok()) return s;
+  }
+  return made;
+}
+
+}  // namespace metattn

@@ -1,0 +1,160 @@
+// One rank of the tests of the NCCL body over the emulated NCCL; nccl_test starts it. Modes:
+//   contract        every check of communicator_contract, refusals, a captured sum
+//   start DEADLINE  makes the communicator, prints what came of it
+//   sums DEADLINE   sums for ever
+#include <cuda_runtime_api.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <string_view>
+
+#include "kernels/cuda/cuda_device.h"
+#include "parallel/bootstrap.h"
+#include "parallel/nccl_communicator.h"
+#include "tests/emu/control.h"
+#include "tests/parallel/communicator_contract.h"
+
+namespace metattn {
+namespace {
+
+// What is not OK ends all ranks: the others would wait for this one.
+void Require(const Communicator& comm, const std::string& what, const absl::Status& status) {
+  if (status.ok()) return;
+  std::fprintf(stderr, "rank %d: %s: %s\n", comm.rank(), what.c_str(), status.ToString().c_str());
+  EndWorld(1);
+}
+
+void RequireThat(const Communicator& comm, const char* what, bool is_so) {
+  if (!is_so) Require(comm, what, absl::InternalError("it is not so"));
+}
+
+void Use(const Communicator& comm, unsigned mask) {
+  emu::Options options;
+  options.devices = comm.size();
+  options.eager_mask = mask;
+  emu::Reset(options);
+}
+
+// A sum captured into a graph and replayed; the watching thread must not spoil the capture.
+void SumInAGraph(Communicator& comm, Device& device, cuda::CudaStream& stream) {
+  Buffer buffer = device.Allocate(sizeof(float)).value();
+  float value = static_cast<float>(comm.rank() + 1);
+  device.CopyIn(&value, {&buffer}, sizeof value, stream);
+  RequireThat(comm, "a capture begins",
+              cudaStreamBeginCapture(stream.get(), cudaStreamCaptureModeGlobal) == cudaSuccess);
+  Require(comm, "a captured sum", comm.AllReduceSum({&buffer}, 1, stream));
+  usleep(300 * 1000);  // the watching thread has looked
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t executable = nullptr;
+  RequireThat(comm, "a graph with a sum",
+              cudaStreamEndCapture(stream.get(), &graph) == cudaSuccess &&
+                  cudaGraphInstantiate(&executable, graph, 0) == cudaSuccess);
+  for (int i = 0; i < 2; ++i) stream.Note(cudaGraphLaunch(executable, stream.get()), "a graph");
+  device.CopyOut({&buffer}, &value, sizeof value, stream);
+  Require(comm, "waiting for a graph", stream.Synchronize());
+  const int ranks = comm.size();
+  RequireThat(comm, "the sum of a graph that ran twice",
+              value == static_cast<float>(ranks * ranks * (ranks + 1) / 2));
+  RequireThat(
+      comm, "the end of a graph",
+      cudaGraphExecDestroy(executable) == cudaSuccess && cudaGraphDestroy(graph) == cudaSuccess);
+}
+
+// What must be refused by every rank, before anything is exchanged; the communicator is dead then.
+void Refuses(Communicator& control, int device) {
+  CommOptions ordered;
+  ordered.ordered_sum = true;
+  RequireThat(control, "ordered sums are refused",
+              absl::IsInvalidArgument(MakeNcclCommunicator(control, device, ordered).status()));
+  emu::FailCall("ncclGetUniqueId", cudaErrorUnknown);
+  const absl::Status no_id = MakeNcclCommunicator(control, device, {}).status();
+  RequireThat(control, "no unique id is unavailable", absl::IsUnavailable(no_id));
+  auto made = MakeNcclCommunicator(control, device, {});
+  Require(control, "a third communicator", made.status());
+  auto stream = cuda::CudaStream::Create(device);
+  Buffer host(std::malloc(64), 64, [](void* p) { std::free(p); });
+  const absl::Status wrong = (*made)->AllReduceSum({&host}, 1, **stream);
+  RequireThat(control, "host memory is refused", absl::IsUnavailable(wrong));
+  RequireThat(control, "an error stays", (*made)->AllReduceSum({}, 0, **stream) == wrong);
+}
+
+// Calls that a tensor operation must not make: it only enqueues.
+void CheckThatNothingWaits(Communicator& comm, Device& device, cuda::CudaStream& stream) {
+  Buffer buffer = device.Allocate(256).value();
+  emu::ResetCounters();
+  const std::vector<std::int64_t> counts(static_cast<std::size_t>(comm.size()), 1);
+  for (int i = 0; i < 4; ++i) {
+    Require(comm, "a sum", comm.AllReduceSum({&buffer}, 8, stream));
+    const View all = comm.rank() == 0 ? View{&buffer, 128} : View{};
+    Require(comm, "a gather", comm.GatherV({&buffer}, all, counts, 0, stream));
+  }
+  for (const char* call : {"cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventQuery",
+                           "cudaEventSynchronize", "cudaStreamQuery"}) {
+    RequireThat(comm, call, emu::Calls(call) == 0);
+  }
+  Require(comm, "waiting", stream.Synchronize());
+}
+
+int Contract(Communicator& control) {
+  for (unsigned mask = 0; mask < 2; ++mask) {
+    Use(control, mask == 0 ? 0 : ~0U);
+    auto device = cuda::CudaDevice::Create(control.rank());
+    Require(control, "a device", device.status());
+    auto made = MakeNcclCommunicator(control, control.rank(), {});
+    Require(control, "a communicator", made.status());
+    Communicator& comm = **made;
+    for (const ContractCheck& check : ContractChecks()) {
+      Require(comm, check.name, check.run(comm, **device, false));
+    }
+    auto stream = cuda::CudaStream::Create(control.rank());
+    CheckThatNothingWaits(comm, **device, **stream);
+    if (comm.size() > 1) SumInAGraph(comm, **device, **stream);
+  }
+  if (control.size() > 1) Refuses(control, control.rank());
+  RequireThat(control, "nothing is left behind", emu::Leaks().empty());
+  std::printf("rank %d: passed\n", control.rank());
+  return 0;
+}
+
+int Start(Communicator& control, const CommOptions& options) {
+  Use(control, 0);
+  const auto made = MakeNcclCommunicator(control, control.rank(), options);
+  std::printf("rank %d: %s\n", control.rank(), made.status().ToString().c_str());
+  std::fflush(stdout);
+  return 0;
+}
+
+int Sums(Communicator& control, const CommOptions& options) {
+  Use(control, 0);
+  auto device = cuda::CudaDevice::Create(control.rank());
+  Require(control, "a device", device.status());
+  auto made = MakeNcclCommunicator(control, control.rank(), options);
+  Require(control, "a communicator", made.status());
+  auto stream = cuda::CudaStream::Create(control.rank());
+  Buffer buffer = (*device)->Allocate(64).value();
+  for (;;) {
+    Require(control, "a sum", (*made)->AllReduceSum({&buffer}, 16, **stream));
+    Require(control, "waiting", (*stream)->Synchronize());
+  }
+}
+
+int Main(int argc, char** argv) {
+  const std::string_view mode = argc > 1 ? argv[1] : "contract";
+  CommOptions options;
+  if (argc > 2) options.deadline_s = std::atof(argv[2]);
+  auto world = MakeWorld({});
+  if (!world.ok()) {
+    std::fprintf(stderr, "%s\n", world.status().ToString().c_str());
+    return 2;
+  }
+  if (mode == "start") return Start(**world, options);
+  if (mode == "sums") return Sums(**world, options);
+  return Contract(**world);
+}
+
+}  // namespace
+}  // namespace metattn
+
+int main(int argc, char** argv) { return metattn::Main(argc, argv); }
