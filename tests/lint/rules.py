@@ -33,7 +33,7 @@ QUOTED_LIBRARIES = ("absl/", "gtest/", "gmock/", "benchmark/", "google/", "grpcp
 VENDOR_HEADERS = [
     ("MPI", r"mpi\.h$", [r"parallel/mpi_\w+\.(cc|h)"]),
     ("NCCL", r"nccl\.h$", [r"parallel/nccl_\w+\.(cc|h)"]),
-    ("CUDA", r"cuda\w*\.h$|cublas\w*\.h$", [r"kernels/cuda/.*", r"parallel/nccl_\w+\.(cc|h)", r"tests/emu/.*"]),
+    ("CUDA", r"cuda\w*\.h$|cublas\w*\.h$", [r"kernels/cuda/.*", r"parallel/nccl_\w+\.(cc|h)", r"tests/(emu|gpu)/.*"]),
     ("SQLite", r"sqlite3\.h$", [r"rpc/job_store\w*\.cc"]),
     ("gRPC", r"grpc(pp)?/", [r"rpc/.*", r"tests/(rpc|support|e2e)/.*"]),
     ("Protobuf", r"google/protobuf/", [r"rpc/.*", r"tests/(rpc|support|e2e)/.*"]),
