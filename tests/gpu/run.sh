@@ -47,28 +47,32 @@ library() {
   echo "$found"
 }
 
-# compile SOURCE: one object into $objects.
+# compile SOURCE: its object in $objects, unless it is newer than the source and every header.
 compile() {
   local object=$objects/${1//\//_}.o
+  [[ $object -nt $1 && $object -nt $newest_header ]] && return
   case $1 in
     *.cu) "$nvcc" -ccbin "$cxx" -std=c++20 -O3 -lineinfo -arch="sm_$architecture" -I. -c "$1" -o "$object" ;;
     *) "$cxx" -std=c++20 -O2 -Wall -Wextra -Wno-missing-field-initializers -I. -isystem "$cuda/include" -c "$1" -o "$object" ;;
   esac || { echo "gpu: error: $1 does not compile" >&2; return 255; }
 }
 
-# link PROGRAM OBJECT...
+# link PROGRAM LIBRARY SOURCE...: from the objects of the sources.
 link() {
-  local program=$1
-  shift
-  "$nvcc" -ccbin "$cxx" -arch="sm_$architecture" -o "$program" "$@" \
+  local program=$build/sm_$architecture/$1 main=$2
+  shift 2
+  local of=("${@//\//_}")
+  of=("${of[@]/#/$objects/}")
+  "$nvcc" -ccbin "$cxx" -arch="sm_$architecture" -o "$program" "${of[@]/%/.o}" ${main:+"$main"} \
     -Xlinker --start-group "${gtest[@]}" "${absl[@]}" -Xlinker --end-group -lpthread
 }
 
-# build_for ARCHITECTURE: kernel_tests and kernel_bench in $build/sm_ARCHITECTURE.
+# build_for ARCHITECTURE: kernel_tests and kernel_bench in $build/sm_ARCHITECTURE, objects below it.
 build_for() {
   architecture=$1 objects=$build/sm_$1/objects
   cuda=$(dirname "$(dirname "$(realpath "$(command -v "$nvcc")")")")
-  rm -rf "$build/sm_$1" && mkdir -p "$objects" || return 1
+  mkdir -p "$objects" || return 1
+  newest_header=$(find kernels tests/kernels tests/gpu -name '*.h' -printf '%T@ %p\n' | sort -n | tail -n 1 | cut -d' ' -f2-)
   local library=(kernels/check_args.cc kernels/host_device.cc kernels/ref/*.cc kernels/cuda/*.c[cu]
     tests/kernels/*support.cc tests/gpu/factory.cc)
   local tests=() bench=(tests/gpu/kernel_bench.cc tests/gpu/bench_cases.cc tests/gpu/peaks.cc) source
@@ -80,23 +84,21 @@ build_for() {
   done
   echo "gpu: building for sm_$architecture in $build/sm_$architecture"
   export -f compile
-  export nvcc cxx cuda architecture objects
+  export nvcc cxx cuda architecture objects newest_header
   printf '%s\n' "${library[@]}" "${tests[@]}" "${bench[@]}" |
     xargs -P "$jobs" -I{} bash -c 'compile "$1"' _ {} || return 1
-  local of_library=("${library[@]//\//_}")
-  of_library=("${of_library[@]/#/$objects/}")
-  of_library=("${of_library[@]/%/.o}")
-  local of_tests=("$objects"/tests_kernels_*_test.cc.o) of_bench=("$objects"/tests_gpu_{kernel_bench,bench_cases,peaks}.cc.o)
-  local main
-  main=$(library gtest_main)
-  link "$build/sm_$1/kernel_tests" "${of_tests[@]}" "${of_library[@]}" "$main" &&
-    link "$build/sm_$1/kernel_bench" "${of_bench[@]}" "${of_library[@]}" &&
-    rm -r "$objects"
+  link kernel_tests "$(library gtest_main)" "${tests[@]}" "${library[@]}" && link kernel_bench "" "${bench[@]}" "${library[@]}"
 }
 
-# run_programs DIR: tests, sanitizers, comparison, times. What is measured goes into DIR/report.txt as well.
+# run_programs DIR: comparison, tests, sanitizers, times. What is measured goes into DIR/report.txt as well.
 run_programs() {
   local failed=() tool sanitizer
+  "$1/kernel_bench" --verify
+  case $? in
+    0) ;;
+    77) exit 77 ;; # it said why
+    *) failed+=("kernel_bench --verify") ;;
+  esac
   sanitizer=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
   "$1/kernel_tests" --gtest_filter='Backends/*' --gtest_brief=1 || failed+=(kernel_tests)
   if [[ -x $sanitizer ]]; then
