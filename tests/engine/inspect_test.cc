@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "nlohmann/json.hpp"
+#include "tests/support/controller_writer.h"
 #include "tests/support/real_model.h"
 #include "tests/support/status_matchers.h"
 #include "tests/support/tiny_directory.h"
@@ -172,6 +173,33 @@ TEST_F(InspectTest, WithoutSharesTimesAreDenseAndWithoutADeviceThereAreNone) {
   ASSERT_THAT(report, Succeeds());
   EXPECT_EQ(report->plans[0].expected[0].decode[0].routed, 0);
   EXPECT_THAT(ToText(*report, false), ::testing::Not(HasSubstr("routed")));
+}
+
+TEST_F(InspectTest, SharesAreTheControllersCalibrationUnlessGiven) {
+  InspectOptions options = {.model = test::WriteTinyModel({}, dir_ + "/m.gguf"), .device = "h100"};
+  const std::int64_t scratch = Inspect(options)->plans[0].ranks.at(0).scratch_bytes;
+  options.controller = test::WriteController(options.model, dir_ + "/controller",
+                                             {.edit_json = [](nlohmann::json& json) {
+                                               for (auto& layer : json["mix"]) {
+                                                 for (auto& head : layer) head = {0.25, 0.25, 0.5};
+                                               }
+                                             }});
+  const auto calibrated = Inspect(options);
+  ASSERT_THAT(calibrated, Succeeds());
+  EXPECT_GT(calibrated->plans[0].ranks.at(0).scratch_bytes, scratch);
+  options.route_shares = {0.25, 0.25, 0.5};
+  const auto given = Inspect(options);
+  ASSERT_THAT(given, Succeeds());
+  for (std::size_t plan = 0; plan < 2; ++plan) {
+    const ExpectedTimes& a = calibrated->plans[plan].expected.back();
+    const ExpectedTimes& b = given->plans[plan].expected.back();
+    EXPECT_GT(a.decode[0].routed, 0);
+    EXPECT_LT(a.decode[0].routed, a.decode[0].dense);
+    EXPECT_DOUBLE_EQ(a.decode[0].routed, b.decode[0].routed);
+    EXPECT_DOUBLE_EQ(a.prefill.routed, b.prefill.routed);
+  }
+  options.controller = dir_ + "/nowhere";
+  EXPECT_FALSE(Inspect(options).ok());
 }
 
 TEST_F(InspectTest, AnUnknownDeviceAndSharesThatAreNoneAreErrors) {
