@@ -3,7 +3,8 @@
 // Reads the checkpoint's headers and tokenizer; allocates no weights and runs nothing, so it also
 // answers for models that do not fit this machine. A tokenizer or a rank count that does not work
 // is part of the report, not an error: the rest is worth reading. Errors: what opening the
-// checkpoint and reading its configuration report. Pure but for reading the files; thread safe.
+// checkpoint or the controller and reading the configuration report; an unknown device, shares that
+// are none. Pure but for reading the files; thread safe.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +21,21 @@ struct InspectOptions {
   std::string model;                   // GGUF file or Hugging Face directory
   std::vector<int> ranks = {1, 2, 4};  // rank counts to plan for, with equal weights
   std::vector<double> rank_weights;    // not empty: this one plan instead, one weight per rank
+  std::string controller;              // directory; empty: none
+  std::string device;                  // name of device_model.h to expect times on; empty: none
+  std::vector<double> route_shares;    // full, linear, local; empty: the controller's calibration
   TransformerOptions transformer;      // steps and context that scratch memory is computed for
+};
+
+// What device_model.h expects of the slowest rank, in seconds. Routed 0: nothing says the shares.
+struct ExpectedTime {
+  double dense = 0, routed = 0;
+};
+struct ExpectedTimes {
+  int context = 0;
+  std::vector<int> sequences;        // of a decode step
+  std::vector<ExpectedTime> decode;  // of such a step
+  ExpectedTime prefill;              // of one prompt
 };
 
 struct RankNeed {
@@ -31,8 +46,9 @@ struct RankNeed {
 };
 
 struct RankPlan {
-  std::vector<double> weights;  // one per rank
-  std::vector<RankNeed> ranks;  // empty when `error` says why this count cannot work
+  std::vector<double> weights;          // one per rank
+  std::vector<RankNeed> ranks;          // empty when `error` says why this count cannot work
+  std::vector<ExpectedTimes> expected;  // with a device
   std::string error;
 };
 
@@ -64,6 +80,8 @@ struct InspectReport {
   std::int64_t parameters = 0, bytes = 0;
   TokenizerFacts tokenizer;
   std::vector<RankPlan> plans;
+  std::string device;     // that `expected` is for: its name and peaks; empty: none
+  int prefill_chunk = 0;  // tokens of a step of that prefill
 };
 
 absl::StatusOr<InspectReport> Inspect(const InspectOptions& options);

@@ -1,5 +1,6 @@
 // The report of `metattn inspect` as text and as JSON.
 #include <algorithm>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -79,6 +80,53 @@ void AppendPlan(const RankPlan& plan, std::string& out) {
   }
 }
 
+std::string Milliseconds(const ExpectedTime& time) {
+  std::string text = absl::StrFormat("%.3g", time.dense * 1e3);
+  if (time.routed > 0) absl::StrAppendFormat(&text, " (routed %.3g)", time.routed * 1e3);
+  return text;
+}
+
+void AppendExpected(const InspectReport& r, std::string& out) {
+  absl::StrAppendFormat(
+      &out,
+      "expected on %s, in ms: a model from bytes and operations over these peaks, NOT a "
+      "measurement; without exchange between ranks\n",
+      r.device);
+  for (const RankPlan& plan : r.plans) {
+    for (const ExpectedTimes& times : plan.expected) {
+      absl::StrAppendFormat(&out, "  ranks %d, context %d: decode step", plan.weights.size(),
+                            times.context);
+      for (std::size_t i = 0; i < times.sequences.size(); ++i) {
+        absl::StrAppendFormat(&out, "%s of %d: %s", i == 0 ? "" : ",", times.sequences[i],
+                              Milliseconds(times.decode[i]));
+      }
+      absl::StrAppendFormat(&out, "; prefill in steps of %d: %s\n", r.prefill_chunk,
+                            Milliseconds(times.prefill));
+    }
+  }
+}
+
+Json TimeJson(const ExpectedTime& time) {
+  Json json = {{"dense_s", time.dense}};
+  if (time.routed > 0) json["routed_s"] = time.routed;
+  return json;
+}
+
+Json ExpectedJson(const std::vector<ExpectedTimes>& expected) {
+  Json json = Json::array();
+  for (const ExpectedTimes& times : expected) {
+    Json decode = Json::array();
+    for (std::size_t i = 0; i < times.sequences.size(); ++i) {
+      decode.push_back(TimeJson(times.decode[i]));
+      decode.back()["sequences"] = times.sequences[i];
+    }
+    json.push_back({{"context", times.context},
+                    {"decode", std::move(decode)},
+                    {"prefill", TimeJson(times.prefill)}});
+  }
+  return json;
+}
+
 Json ConfigJson(const ModelConfig& c) {
   return {{"layers", c.layers},
           {"hidden", c.hidden},
@@ -121,6 +169,7 @@ Json PlanJson(const RankPlan& plan) {
                                 {"scratch_bytes", need.scratch_bytes},
                                 {"kv_bytes_per_1000_tokens", need.kv_bytes_per_1000_tokens}});
   }
+  if (!plan.expected.empty()) json["expected"] = ExpectedJson(plan.expected);
   return json;
 }
 
@@ -131,6 +180,7 @@ std::string ToText(const InspectReport& report, bool tensors) {
   AppendModel(report, out);
   AppendTokenizer(report.tokenizer, out);
   for (const RankPlan& plan : report.plans) AppendPlan(plan, out);
+  if (!report.device.empty()) AppendExpected(report, out);
   if (!tensors) return out;
   for (const TensorFacts& t : report.tensors) {
     absl::StrAppendFormat(&out, "%-40s %-5s %-18s %s\n", t.name, t.type, ShapeText(t.shape),
@@ -155,6 +205,11 @@ std::string ToJson(const InspectReport& report) {
                              {"bytes", t.bytes}});
   }
   json["tokenizer"] = TokenizerJson(report.tokenizer);
+  if (!report.device.empty()) {
+    json["expected_on"] = {{"device", report.device},
+                           {"kind", "model, not a measurement"},
+                           {"prefill_step_tokens", report.prefill_chunk}};
+  }
   json["plans"] = Json::array();
   for (const RankPlan& plan : report.plans) json["plans"].push_back(PlanJson(plan));
   json["tensors"] = Json::array();

@@ -29,6 +29,16 @@ int CommandInspect(int argc, char** argv) {
   AddFlag(app, "--max-num-batched-tokens", options.transformer.max_batch_tokens,
           "tokens of one step")
       ->check(CLI::Range(1, 1 << 20));
+  AddFlag(app, "--controller", options.controller,
+          "controller directory: counted in scratch memory and in --device-model; empty: none");
+  AddFlag(app, "--device-model", options.device,
+          "print the times that a step would take at the peaks of this card (a100, h100, b200): a "
+          "model, not a measurement");
+  AddFlag(
+      app, "--route-shares", options.route_shares,
+      "of --device-model: shares of full, linear and local rows, for example .2,.6,.2; default: "
+      "the controller's calibration, without one dense only")
+      ->delimiter(',');
   AddSwitch(app, "--tensors", tensors, "one line for each tensor as well");
   AddSwitch(app, "--json", json, "one JSON object on standard output");
   if (auto code = Parse(app, argc, argv)) return *code;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "nlohmann/json.hpp"
+#include "tests/support/controller_writer.h"
 #include "tests/support/real_model.h"
 #include "tests/support/status_matchers.h"
 #include "tests/support/tiny_directory.h"
@@ -125,6 +126,91 @@ TEST_F(InspectTest, TextListsTensorsOnDemandAndJsonAlways) {
   EXPECT_EQ(json["tensors"].size(), 20u);
   EXPECT_EQ(json["tensors"][0]["shape"], (std::vector<int>{320, 64}));
   EXPECT_EQ(json["plans"][1]["per_rank"].size(), 2u);
+}
+
+TEST_F(InspectTest, ExpectsTimesOnADevice) {
+  InspectOptions options = {.model = test::WriteTinyModel({}, dir_ + "/m.gguf"),
+                            .ranks = {1, 2},
+                            .device = "h100",
+                            .route_shares = {0.25, 0, 0.75}};
+  options.transformer.max_context = 8192;
+  const auto report = Inspect(options);
+  ASSERT_THAT(report, Succeeds());
+  for (const RankPlan& plan : report->plans) {
+    ASSERT_EQ(plan.expected.size(), 2u);
+    EXPECT_EQ(plan.expected[0].context, 1024);
+    EXPECT_EQ(plan.expected[1].context, 8192);
+    EXPECT_EQ(plan.expected[1].sequences, (std::vector<int>{1, 16, 64}));
+  }
+  // One sequence reads every matrix once (the tied table as output head) and 8,192 tokens of K/V:
+  // 2 layers, 2 heads, K and V of 16 values in bf16. Routed: 260 near tokens and a quarter of the
+  // 7,932 from the 4 sinks to the frontier.
+  const RankPlan& whole = report->plans[0];
+  const double weights = static_cast<double>(whole.ranks.at(0).weight_bytes),
+               kv = 2 * 2 * 2 * 16 * 2;
+  const ExpectedTime& decode = whole.expected[1].decode[0];
+  EXPECT_NEAR(decode.dense * 3350e9, weights + 8192 * kv, 1);
+  EXPECT_NEAR(decode.routed * 3350e9, weights + (8192 - 0.75 * 7932) * kv, 1);
+  EXPECT_LT(report->plans[1].expected[1].decode[0].dense, decode.dense);
+  EXPECT_LT(whole.expected[1].prefill.routed, whole.expected[1].prefill.dense);
+
+  EXPECT_THAT(ToText(*report, false), HasSubstr("expected on H100 SXM 80 GB: 3350 GB/s"));
+  EXPECT_THAT(ToText(*report, false), HasSubstr("NOT a measurement"));
+  const auto json = nlohmann::json::parse(ToJson(*report));
+  EXPECT_EQ(json["expected_on"]["kind"], "model, not a measurement");
+  EXPECT_EQ(json["plans"][0]["expected"][1]["decode"][2]["sequences"], 64);
+  EXPECT_EQ(json["plans"][0]["expected"][1]["decode"][0]["dense_s"], decode.dense);
+}
+
+TEST_F(InspectTest, WithoutSharesTimesAreDenseAndWithoutADeviceThereAreNone) {
+  InspectOptions options = {.model = test::WriteTinyModel({}, dir_ + "/m.gguf"), .ranks = {1}};
+  auto report = Inspect(options);
+  ASSERT_THAT(report, Succeeds());
+  EXPECT_TRUE(report->plans[0].expected.empty());
+  EXPECT_THAT(ToText(*report, false), ::testing::Not(HasSubstr("expected on")));
+  options.device = "a100";
+  report = Inspect(options);
+  ASSERT_THAT(report, Succeeds());
+  EXPECT_EQ(report->plans[0].expected[0].decode[0].routed, 0);
+  EXPECT_THAT(ToText(*report, false), ::testing::Not(HasSubstr("routed")));
+}
+
+TEST_F(InspectTest, SharesAreTheControllersCalibrationUnlessGiven) {
+  InspectOptions options = {.model = test::WriteTinyModel({}, dir_ + "/m.gguf"), .device = "h100"};
+  const std::int64_t scratch = Inspect(options)->plans[0].ranks.at(0).scratch_bytes;
+  options.controller = test::WriteController(options.model, dir_ + "/controller",
+                                             {.edit_json = [](nlohmann::json& json) {
+                                               for (auto& layer : json["mix"]) {
+                                                 for (auto& head : layer) head = {0.25, 0.25, 0.5};
+                                               }
+                                             }});
+  const auto calibrated = Inspect(options);
+  ASSERT_THAT(calibrated, Succeeds());
+  EXPECT_GT(calibrated->plans[0].ranks.at(0).scratch_bytes, scratch);
+  options.route_shares = {0.25, 0.25, 0.5};
+  const auto given = Inspect(options);
+  ASSERT_THAT(given, Succeeds());
+  for (std::size_t plan = 0; plan < 2; ++plan) {
+    const ExpectedTimes& a = calibrated->plans[plan].expected.back();
+    const ExpectedTimes& b = given->plans[plan].expected.back();
+    EXPECT_GT(a.decode[0].routed, 0);
+    EXPECT_LT(a.decode[0].routed, a.decode[0].dense);
+    EXPECT_DOUBLE_EQ(a.decode[0].routed, b.decode[0].routed);
+    EXPECT_DOUBLE_EQ(a.prefill.routed, b.prefill.routed);
+  }
+  options.controller = dir_ + "/nowhere";
+  EXPECT_FALSE(Inspect(options).ok());
+}
+
+TEST_F(InspectTest, AnUnknownDeviceAndSharesThatAreNoneAreErrors) {
+  const std::string model = test::WriteTinyModel({}, dir_ + "/m.gguf");
+  EXPECT_THAT(Inspect({.model = model, .device = "abacus"}),
+              Fails(absl::StatusCode::kInvalidArgument, "there are: a100, b200, h100"));
+  for (const std::vector<double>& shares :
+       {std::vector<double>{1}, {0.5, 0.2, 0.2}, {1.5, -0.5, 0}}) {
+    EXPECT_THAT(Inspect({.model = model, .device = "h100", .route_shares = shares}),
+                Fails(absl::StatusCode::kInvalidArgument, "--route-shares"));
+  }
 }
 
 TEST_F(InspectTest, ADamagedModelIsItsError) {

@@ -35,7 +35,7 @@ QUOTED_LIBRARIES = ("absl/", "gtest/", "gmock/", "benchmark/", "google/", "grpcp
 VENDOR_HEADERS = [
     ("MPI", r"mpi\.h$", [r"parallel/mpi_\w+\.(cc|h)", r"tests/emu/(self/)?nccl\w*\.(cc|h)"]),
     ("NCCL", r"nccl\.h$", [r"parallel/nccl_\w+\.cc", r"tests/emu/(self/)?nccl\w*\.(cc|h)"]),
-    ("CUDA", r"cuda\w*\.h$|cublas\w*\.h$", [r"kernels/cuda/.*", r"parallel/nccl_\w+\.cc", r"tests/emu/.*",
+    ("CUDA", r"cuda\w*\.h$|cublas\w*\.h$", [r"kernels/cuda/.*", r"parallel/nccl_\w+\.cc", r"tests/(emu|gpu)/.*",
                                                  r"tests/parallel/nccl_\w+\.cc"]),
     ("SQLite", r"sqlite3\.h$", [r"rpc/job_store\w*\.cc"]),
     ("gRPC", r"grpc(pp)?/", [r"rpc/.*", r"tests/(rpc|support|e2e)/.*"]),
