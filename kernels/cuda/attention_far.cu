@@ -108,8 +108,10 @@ __global__ void __launch_bounds__(kWarps* gpu::kWarpLanes) FarChunkKernel(FarPar
     out[half] = q_head < 0 ? -1 : ChunkIndex(p, sequence, q_head, static_cast<int>(blockIdx.x));
   }
   TileSoftmax<kDim, false> softmax;
-  Attend<kDim, kWarps>({p.rows, p.pages, sequence, head}, Walk(0, begin, end), q, rows, p.scale,
-                       softmax, space + kWarps * kQueries, [](int) {});
+  const TileWork<kDim> work{
+      {p.rows, p.pages, sequence, head}, Walk(0, begin, end), q, {rows[0], rows[1]}, p.scale,
+      space + kWarps * kQueries};
+  Attend<kDim, kWarps>(work, softmax, [](int) {});
   softmax.Store(p.chunks, out, p.pages.head_dim);
 }
 
@@ -189,20 +191,20 @@ __global__ void __launch_bounds__(kWarps* gpu::kWarpLanes) FarTileKernel(FarPara
   const int chunk_keys[2] = {Chunks(sinks, rows[0].end).keys, Chunks(sinks, rows[1].end).keys};
   const Walk walk(0, sinks, past);
   TileSoftmax<kDim, false> softmax;
-  Attend<kDim, kWarps>(
-      {p.rows, p.pages, sequence, head}, walk, q, rows, p.scale, softmax, space + kWarps * kQueries,
-      [&](int i) {
-        const int begin = walk.First(i), end = begin + kTileKeys;
-        if (end % kSpan != 0 && end < past) return;
-        const int span = begin / kSpan * kSpan;
-        const auto ends = [&](const TileRow& row, int keys) {
-          return row.index >= 0 && span < row.end && (end >= row.end || end % keys == 0);
-        };
-        const bool when[2] = {ends(rows[0], chunk_keys[0]), ends(rows[1], chunk_keys[1])};
-        softmax.MergeInto(p.partial, index, when, p.pages.head_dim);
-        softmax.Clear(0, when[0]);
-        softmax.Clear(1, when[1]);
-      });
+  const TileWork<kDim> work{{p.rows, p.pages, sequence, head}, walk, q, {rows[0], rows[1]}, p.scale,
+                            space + kWarps * kQueries};
+  Attend<kDim, kWarps>(work, softmax, [&](int i) {
+    const int begin = walk.First(i), end = begin + kTileKeys;
+    if (end % kSpan != 0 && end < past) return;
+    const int span = begin / kSpan * kSpan;
+    const auto ends = [&](const TileRow& row, int keys) {
+      return row.index >= 0 && span < row.end && (end >= row.end || end % keys == 0);
+    };
+    const bool when[2] = {ends(rows[0], chunk_keys[0]), ends(rows[1], chunk_keys[1])};
+    softmax.MergeInto(p.partial, index, when, p.pages.head_dim);
+    softmax.Clear(0, when[0]);
+    softmax.Clear(1, when[1]);
+  });
 }
 
 template <int kDim, int kWarps>

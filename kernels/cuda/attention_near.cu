@@ -23,7 +23,7 @@ constexpr std::int64_t kFewRows = 64;
 // Log-sum-exp of a row in natural units from one lane's part of l; -infinity for an empty one.
 GPU_INLINE float LogSumExp(float m, float l) {
   const float sum = gpu::warp_sum<4>(l);
-  return sum > 0 ? m * kLn2 + logf(sum) : -INFINITY;
+  return sum > 0 ? fmaf(m, kLn2, logf(sum)) : -INFINITY;
 }
 
 template <int kDim, int kWarps>
@@ -64,12 +64,13 @@ __global__ void __launch_bounds__(kWarps* gpu::kWarpLanes) NearKernel(NearParams
   const TileRow rows[2] = {row_of(lane / 4), row_of(lane / 4 + 8)};
   TileSoftmax<kDim, true> softmax;
   float sink_lse[2] = {-INFINITY, -INFINITY};
-  Attend<kDim, kWarps>({p.rows, p.pages, sequence, head}, walk, q, rows, p.scale, softmax,
-                       space + kWarps * kQueries, [&](int i) {
-                         if (i + 1 != walk.sink_tiles) return;
-                         sink_lse[0] = LogSumExp(softmax.m[0], softmax.l[0]);
-                         sink_lse[1] = LogSumExp(softmax.m[1], softmax.l[1]);
-                       });
+  const TileWork<kDim> work{{p.rows, p.pages, sequence, head}, walk, q, {rows[0], rows[1]}, p.scale,
+                            space + kWarps * kQueries};
+  Attend<kDim, kWarps>(work, softmax, [&](int i) {
+    if (i + 1 != walk.sink_tiles) return;
+    sink_lse[0] = LogSumExp(softmax.m[0], softmax.l[0]);
+    sink_lse[1] = LogSumExp(softmax.m[1], softmax.l[1]);
+  });
   const std::int64_t index[2] = {rows[0].index, rows[1].index};
   softmax.Store(p.out, index, p.pages.head_dim);
   if (p.stats == nullptr) return;

@@ -12,7 +12,9 @@
 // KiB. Bytes moved: each key and value once a block, whole 32 x d tiles up to the walk's end.
 //
 // A row's result depends on the row alone: a tile that the row does not see changes nothing, bit
-// for bit, so neither its neighbours in a tile nor the number of warps matter.
+// for bit, so neither its neighbours in a tile nor the number of warps matter. Products that are
+// added to something are written as fmaf or __fmul_rn: else the compiler chooses, kernel by kernel,
+// which of them to fuse.
 #pragma once
 
 #include <cmath>
@@ -162,7 +164,7 @@ struct TileSoftmax {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int key = first + 8 * n + lane % 4 * 2 + i % 2, half = i / 2;
-        s[n][i] = key >= begin[half] && key < end[half] ? s[n][i] * scale : -INFINITY;
+        s[n][i] = key >= begin[half] && key < end[half] ? __fmul_rn(s[n][i], scale) : -INFINITY;
         largest[half] = fmaxf(largest[half], s[n][i]);
       }
     }
@@ -177,7 +179,10 @@ struct TileSoftmax {
         const float x = s[n][2 * half], y = s[n][2 * half + 1];
         const float px = gpu::exp2_fast(x - base), py = gpu::exp2_fast(y - base);
         l[half] += px + py;
-        if constexpr (kMean) weighted[half] += (px > 0 ? px * x : 0.0F) + (py > 0 ? py * y : 0.0F);
+        if constexpr (kMean) {
+          if (px > 0) weighted[half] = fmaf(px, x, weighted[half]);
+          if (py > 0) weighted[half] = fmaf(py, y, weighted[half]);
+        }
         p[n / 2][n % 2 * 2 + half] = gpu::pack_bf16(px, py);
       }
     }
@@ -201,7 +206,7 @@ struct TileSoftmax {
       if (index[half] < 0) continue;
       ForEachValue(half, d, [&](int c, float value) { to.o[index[half] * d + c] = value; });
       if (gpu::lane_index() % 4 != 0) continue;
-      to.m[index[half]] = m[half] * kLn2;
+      to.m[index[half]] = __fmul_rn(m[half], kLn2);
       to.l[index[half]] = sum;
     }
   }
@@ -214,7 +219,7 @@ struct TileSoftmax {
       const float sum = gpu::warp_sum<4>(l[half]);
       const bool merges = when[half] && sum > 0;
       const std::int64_t at = merges ? index[half] : 0;
-      const Merging with(merges ? to.m[at] : 0.0F, m[half] * kLn2);
+      const Merging with(merges ? to.m[at] : 0.0F, __fmul_rn(m[half], kLn2));
       const float total = merges ? with.Sum(to.l[at], sum) : 0.0F;
       __syncwarp();  // all four lanes of a row have read m and l
       if (!merges) continue;
@@ -251,8 +256,8 @@ struct TileSoftmax {
     if (score <= m[half]) return;
     const float factor = gpu::exp2_fast(m[half] - score);  // 0 for an empty softmax
     m[half] = score;
-    l[half] *= factor;
-    if constexpr (kMean) weighted[half] *= factor;
+    l[half] = __fmul_rn(l[half], factor);
+    if constexpr (kMean) weighted[half] = __fmul_rn(weighted[half], factor);
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
       o[n][2 * half] *= factor;
@@ -298,20 +303,33 @@ GPU_INLINE void TileBarrier() {
   }
 }
 
+// What a warp works on: its queries, of which the lane has two rows; keys, walk and stages are the
+// block's.
+template <int kDim>
+struct TileWork {
+  Keys keys;
+  Walk walk;
+  const Queries<kDim>& q;
+  TileRow rows[2];
+  float scale;
+  gpu::bf16* stages;
+};
+
 // The whole block walks; after(i) is called by whole warps when the walk's tile i is added.
 template <int kDim, int kWarps, bool kMean, typename After>
-GPU_INLINE void Attend(const Keys& keys, const Walk& walk, const Queries<kDim>& q,
-                       const TileRow (&rows)[2], float scale, TileSoftmax<kDim, kMean>& softmax,
-                       gpu::bf16* stages, const After& after) {
+GPU_INLINE void Attend(const TileWork<kDim>& work, TileSoftmax<kDim, kMean>& softmax,
+                       const After& after) {
   constexpr int kThreads = kWarps * gpu::kWarpLanes;
   constexpr int kStage = TileSpace<kDim>::kStage;
+  const Walk& walk = work.walk;
+  const TileRow(&rows)[2] = work.rows;
   // Rows fill a tile from its start: a warp without a first one only helps to load.
   const bool active = __any_sync(gpu::kFullWarp, rows[0].index >= 0) != 0;
-  if (walk.count > 0) LoadKeys<kDim, kThreads>(keys, walk.First(0), walk.End(0), stages);
+  if (walk.count > 0) LoadKeys<kDim, kThreads>(work.keys, walk.First(0), walk.End(0), work.stages);
   for (int i = 0; i < walk.count; ++i) {
     if (i + 1 < walk.count) {
-      LoadKeys<kDim, kThreads>(keys, walk.First(i + 1), walk.End(i + 1),
-                               stages + (i + 1) % 2 * kStage);
+      LoadKeys<kDim, kThreads>(work.keys, walk.First(i + 1), walk.End(i + 1),
+                               work.stages + (i + 1) % 2 * kStage);
     } else {
       gpu::cp_async_commit();
     }
@@ -323,7 +341,8 @@ GPU_INLINE void Attend(const Keys& keys, const Walk& walk, const Queries<kDim>& 
       const int begin[2] = {sinks ? 0 : rows[0].begin, sinks ? 0 : rows[1].begin};
       const int end[2] = {sinks ? rows[0].sink_end : rows[0].end,
                           sinks ? rows[1].sink_end : rows[1].end};
-      softmax.Add(q, stages + i % 2 * kStage, walk.First(i), begin, end, scale * kLog2E);
+      softmax.Add(work.q, work.stages + i % 2 * kStage, walk.First(i), begin, end,
+                  work.scale * kLog2E);
     }
     after(i);
     TileBarrier<kWarps>();  // the next but one overwrites this stage

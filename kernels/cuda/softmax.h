@@ -1,7 +1,7 @@
 // Partial triples of a softmax (m = max score, l = sum exp(score - m), o = sum exp(score - m) v)
 // and how two become one.
 //
-// Device code; borrows everything. The sums are written as fmaf, so that every kernel that merges
+// Device code; borrows everything. Sums are written as fmaf, so that every kernel that merges
 // the same triples in the same order gets the same bits.
 #pragma once
 
