@@ -73,7 +73,7 @@ GPU_INLINE std::int64_t ChunkIndex(const FarParams& p, int sequence, int q_head,
 }
 
 template <int kDim, int kWarps>
-__global__ void __launch_bounds__(kWarps* gpu::kWarpLanes) FarChunkKernel(FarParams p) {
+__global__ void __launch_bounds__(kWarps* gpu::kWarpLanes, 1) FarChunkKernel(FarParams p) {
   GPU_DYN_SMEM(shared);
   constexpr int kCapacity = kWarps * kWarpRows;
   const int parts = (p.group + kCapacity - 1) / kCapacity, lane = gpu::lane_index();
@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(kWarps* gpu::kWarpLanes) FarChunkKernel(FarPar
   }
   TileSoftmax<kDim, false> softmax;
   const TileWork<kDim> work{
-      {p.rows, p.pages, sequence, head}, Walk(0, begin, end), q, {rows[0], rows[1]}, p.scale,
+      {p.rows, p.pages, sequence, head}, Walk(0, begin, end, 0), q, {rows[0], rows[1]}, p.scale,
       space + kWarps * kQueries};
   Attend<kDim, kWarps>(work, softmax, [](int) {});
   softmax.Store(p.chunks, out, p.pages.head_dim);
@@ -147,7 +147,7 @@ __global__ void FarMergeKernel(FarParams p) {
 }
 
 template <int kDim, int kWarps>
-__global__ void __launch_bounds__(kWarps* gpu::kWarpLanes) FarTileKernel(FarParams p) {
+__global__ void __launch_bounds__(kWarps* gpu::kWarpLanes, 1) FarTileKernel(FarParams p) {
   GPU_DYN_SMEM(shared);
   const int head = static_cast<int>(blockIdx.y), listed = p.list.counts[head];
   const int first = static_cast<int>(blockIdx.x), lane = gpu::lane_index();
@@ -189,7 +189,7 @@ __global__ void __launch_bounds__(kWarps* gpu::kWarpLanes) FarTileKernel(FarPara
   const TileRow rows[2] = {row_of(lane / 4), row_of(lane / 4 + 8)};
   const std::int64_t index[2] = {rows[0].index, rows[1].index};
   const int chunk_keys[2] = {Chunks(sinks, rows[0].end).keys, Chunks(sinks, rows[1].end).keys};
-  const Walk walk(0, sinks, past);
+  const Walk walk(0, sinks, past, 0);
   TileSoftmax<kDim, false> softmax;
   const TileWork<kDim> work{{p.rows, p.pages, sequence, head}, walk, q, {rows[0], rows[1]}, p.scale,
                             space + kWarps * kQueries};

@@ -27,7 +27,7 @@ GPU_INLINE float LogSumExp(float m, float l) {
 }
 
 template <int kDim, int kWarps>
-__global__ void __launch_bounds__(kWarps* gpu::kWarpLanes) NearKernel(NearParams p) {
+__global__ void __launch_bounds__(kWarps* gpu::kWarpLanes, 1) NearKernel(NearParams p) {
   GPU_DYN_SMEM(shared);
   const int head = static_cast<int>(blockIdx.y), lane = gpu::lane_index();
   const int first = static_cast<int>(blockIdx.x), sequence = p.rows.sequence[first];
@@ -46,7 +46,9 @@ __global__ void __launch_bounds__(kWarps* gpu::kWarpLanes) NearKernel(NearParams
   }
   window = __reduce_min_sync(gpu::kFullWarp, window);
   past = __reduce_max_sync(gpu::kFullWarp, past);
-  const Walk walk(sinks < past ? sinks : past, window > sinks ? window : sinks, past);
+  const int first_key = window > sinks ? window : sinks;
+  // Keys before every row's window may never have been written: 0 times them must be 0.
+  const Walk walk(sinks < past ? sinks : past, first_key, past, first_key);
 
   const auto row_of = [&](int r) {
     const int packed = gpu::warp_index() * kWarpRows + r, t = first + packed / packing.members;

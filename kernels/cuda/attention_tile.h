@@ -59,27 +59,31 @@ struct TileRow {
   int sink_end, begin, end;
 };
 
-// The keys a block walks, in tiles: [0, sink_end), then [begin, end).
+// The keys a block walks, in tiles: [0, sink_end), then [begin, end). Keys before `from` in the
+// second part are not read; from = 0 reads tiles whole.
 struct Walk {
   int sink_tiles, second, count;
-  int sink_end, end;
+  int sink_end, from, end;
 
-  GPU_INLINE Walk(int sink_keys, int begin, int past)
+  GPU_INLINE Walk(int sink_keys, int begin, int past, int first_read)
       : sink_tiles((sink_keys + kTileKeys - 1) / kTileKeys),
         second(begin / kTileKeys - sink_tiles),
         count(sink_tiles +
               (begin < past ? (past + kTileKeys - 1) / kTileKeys - begin / kTileKeys : 0)),
         sink_end(sink_keys),
+        from(first_read),
         end(past) {}
 
   GPU_INLINE bool InSinks(int i) const { return i < sink_tiles; }
   GPU_INLINE int First(int i) const { return (InSinks(i) ? i : second + i) * kTileKeys; }
-  GPU_INLINE int End(int i) const { return InSinks(i) ? sink_end : end; }
 };
 
-// Starts bringing the tile of keys from `first` on; zeros from `end` on and past d.
+// Starts bringing the walk's tile number `tile`; zeros for keys that are not read and past d.
 template <int kDim, int kThreads>
-GPU_INLINE void LoadKeys(const Keys& keys, int first, int end, gpu::bf16* stage) {
+GPU_INLINE void LoadKeys(const Keys& keys, const Walk& walk, int tile, gpu::bf16* stage) {
+  const int first = walk.First(tile);
+  const int from = walk.InSinks(tile) ? 0 : walk.from;
+  const int end = walk.InSinks(tile) ? walk.sink_end : walk.end;
   constexpr int kChunks = kDim / 8;
   constexpr int kPitch = TileSpace<kDim>::kPitch;
   const int d = keys.pages.head_dim, thread = static_cast<int>(threadIdx.x);
@@ -87,16 +91,17 @@ GPU_INLINE void LoadKeys(const Keys& keys, int first, int end, gpu::bf16* stage)
   const auto row_at = [&](int row) {  // rows of K, then of V
     return k + (row / kTileKeys * kPageTokens + row % kTileKeys) * d;
   };
+  const auto read = [&](int key) { return key >= from && key < end; };
   if (d % 8 == 0) {
     for (int i = thread; i < 2 * kTileKeys * kChunks; i += kThreads) {
       const int row = i / kChunks, c = i % kChunks * 8;
       gpu::cp_async16(stage + row * kPitch + c, row_at(row) + c,
-                      first + row % kTileKeys < end && c < d);
+                      read(first + row % kTileKeys) && c < d);
     }
   } else {  // rows are not aligned to 16 bytes
     for (int i = thread; i < 2 * kTileKeys * kDim; i += kThreads) {
       const int row = i / kDim, c = i % kDim;
-      const bool valid = first + row % kTileKeys < end && c < d;
+      const bool valid = read(first + row % kTileKeys) && c < d;
       stage[row * kPitch + c] = valid ? row_at(row)[c] : __float2bfloat16(0.0F);
     }
   }
@@ -325,11 +330,10 @@ GPU_INLINE void Attend(const TileWork<kDim>& work, TileSoftmax<kDim, kMean>& sof
   const TileRow(&rows)[2] = work.rows;
   // Rows fill a tile from its start: a warp without a first one only helps to load.
   const bool active = __any_sync(gpu::kFullWarp, rows[0].index >= 0) != 0;
-  if (walk.count > 0) LoadKeys<kDim, kThreads>(work.keys, walk.First(0), walk.End(0), work.stages);
+  if (walk.count > 0) LoadKeys<kDim, kThreads>(work.keys, walk, 0, work.stages);
   for (int i = 0; i < walk.count; ++i) {
     if (i + 1 < walk.count) {
-      LoadKeys<kDim, kThreads>(work.keys, walk.First(i + 1), walk.End(i + 1),
-                               work.stages + (i + 1) % 2 * kStage);
+      LoadKeys<kDim, kThreads>(work.keys, walk, i + 1, work.stages + (i + 1) % 2 * kStage);
     } else {
       gpu::cp_async_commit();
     }

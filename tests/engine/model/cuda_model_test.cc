@@ -1,7 +1,8 @@
 // A whole routed model on the CUDA backend in emulation, against the reference backend: with the
 // reference's decisions the logits agree within the measured bound and greedy tokens are equal, in
-// prefill and in decode. The bound is that of rounding to bf16: tensor cores get queries and softmax
-// weights so, and in steps of many rows all activations. One rank: no communicator reads device memory yet.
+// prefill and in decode. The bound is that of rounding to bf16: tensor cores get queries and
+// softmax weights so, and in steps of many rows all activations. One rank: no communicator reads
+// device memory yet.
 #include <gtest/gtest.h>
 #include <unistd.h>
 
