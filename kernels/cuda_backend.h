@@ -11,8 +11,10 @@
 
 namespace metattn {
 
-// On the GPU of that number. NOT_FOUND without one, INTERNAL when the driver refuses.
-[[gnu::weak]] absl::StatusOr<std::unique_ptr<Kernels>> MakeCudaKernels(int device);
+// On the GPU of that number; deterministic as KernelsOptions says. NOT_FOUND without one, INTERNAL
+// when the driver refuses.
+[[gnu::weak]] absl::StatusOr<std::unique_ptr<Kernels>> MakeCudaKernels(int device,
+                                                                       bool deterministic);
 
 inline bool HasCudaBackend() { return &MakeCudaKernels != nullptr; }
 

@@ -12,19 +12,21 @@
 namespace metattn::cuda {
 namespace {
 
-static_assert(kBlockTokens == 64 && kSpanTokens == 256, "pages.h, attention_far.cu, launchers.h");
+static_assert(kBlockTokens == 64 && kSpanTokens == 256,
+              "pages.h, attention_far.cu, attention_tile.h, launchers.h");
 static_assert(static_cast<int>(DType::kQ4_1) == 5, "decode.h");
 
 CudaStream& Cuda(Stream& stream) { return static_cast<CudaStream&>(stream); }
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<CudaKernels>> CudaKernels::Create(int device) {
+absl::StatusOr<std::unique_ptr<CudaKernels>> CudaKernels::Create(int device, bool deterministic) {
   auto cuda = CudaDevice::Create(device);
   if (!cuda.ok()) return cuda.status();
   auto stream = (*cuda)->NewStream();
   if (!stream.ok()) return stream.status();
-  return std::unique_ptr<CudaKernels>(new CudaKernels(std::move(*cuda), std::move(*stream)));
+  return std::unique_ptr<CudaKernels>(
+      new CudaKernels(deterministic, std::move(*cuda), std::move(*stream)));
 }
 
 std::int64_t CudaKernels::PageBytes(int head_dim) const {
@@ -69,9 +71,9 @@ void CudaKernels::Linear(const LinearArgs& args, Stream& stream) {
   CheckArgs(args);
   const auto& matrix = static_cast<const CudaMatrix&>(*args.weight);
   for (const auto& part : matrix.parts()) {
-    const LinearParams p = {part.weight,        part.first_row,        matrix.rows(),
-                            args.x.As<float>(), args.bias.As<float>(), args.out.As<float>(),
-                            args.tokens};
+    const LinearParams p = {
+        part.weight,           part.first_row,       matrix.rows(), args.x.As<float>(),
+        args.bias.As<float>(), args.out.As<float>(), args.tokens,   exact_};
     Cuda(stream).Note(LaunchLinear(p, Cuda(stream).get()), "linear");
   }
 }
@@ -113,9 +115,32 @@ void CudaKernels::Near(const NearArgs& args, Stream& stream) {
 
 void CudaKernels::FarFull(const FarFullArgs& args, Stream& stream) {
   CheckArgs(args);
-  const FarParams p = {Resolve(args.rows), Resolve(args.pages), args.group,           args.scale,
-                       args.q.As<float>(), Resolve(args.list),  Resolve(args.partial)};
+  FarParams p = {
+      Resolve(args.rows), Resolve(args.pages),   args.group, args.scale, args.q.As<float>(),
+      Resolve(args.list), Resolve(args.partial), {}};
+  // Only a row alone of its sequence is split.
+  const int sequences = args.rows.sequences;
+  if (sequences <= kFarChunkSequences && (sequences > 1 || args.rows.tokens == 1)) {
+    const std::int64_t triples =
+        std::int64_t{sequences} * kFarChunks * args.pages.heads * args.group;
+    const std::int64_t values = triples * args.pages.head_dim;
+    if (!Grow(chunks_, (values + 2 * triples) * 4, "chunks of far attention", Cuda(stream))) return;
+    auto* const o = reinterpret_cast<float*>(chunks_.data());
+    p.chunks = {o, o + values, o + values + triples};
+  }
   Cuda(stream).Note(LaunchFarFull(p, Cuda(stream).get()), "far attention");
+}
+
+bool CudaKernels::Grow(Buffer& scratch, std::int64_t bytes, const char* what, CudaStream& stream) {
+  if (bytes <= static_cast<std::int64_t>(scratch.bytes())) return true;
+  stream.Note(cudaStreamSynchronize(stream.get()), what);  // may be in use
+  auto buffer = device_->Allocate(static_cast<std::size_t>(bytes));
+  if (!buffer.ok()) {
+    stream.Note(cudaErrorMemoryAllocation, what);
+    return false;
+  }
+  scratch = std::move(*buffer);
+  return true;
 }
 
 bool CudaKernels::WithBoundaries(const LinearShape& shape, CudaStream& stream,
@@ -123,15 +148,7 @@ bool CudaKernels::WithBoundaries(const LinearShape& shape, CudaStream& stream,
   *out = Resolve(shape);
   const std::int64_t bytes = BoundaryPlaces(shape.rows.tokens, shape.rows.sequences) *
                              shape.pages.heads * StateBytes(out->features, shape.pages.head_dim);
-  if (bytes > static_cast<std::int64_t>(boundaries_.bytes())) {
-    stream.Note(cudaStreamSynchronize(stream.get()), "growing boundary states");  // may be in use
-    auto buffer = device_->Allocate(static_cast<std::size_t>(bytes));
-    if (!buffer.ok()) {
-      stream.Note(cudaErrorMemoryAllocation, "boundary states of linear attention");
-      return false;
-    }
-    boundaries_ = std::move(*buffer);
-  }
+  if (!Grow(boundaries_, bytes, "boundary states of linear attention", stream)) return false;
   out->boundaries = reinterpret_cast<float*>(boundaries_.data());
   return true;
 }
@@ -213,8 +230,8 @@ void CudaKernels::Gather(const GatherArgs& args, Stream& stream) {
 
 namespace metattn {
 
-absl::StatusOr<std::unique_ptr<Kernels>> MakeCudaKernels(int device) {
-  auto kernels = cuda::CudaKernels::Create(device);
+absl::StatusOr<std::unique_ptr<Kernels>> MakeCudaKernels(int device, bool deterministic) {
+  auto kernels = cuda::CudaKernels::Create(device, deterministic);
   if (!kernels.ok()) return kernels.status();
   return std::unique_ptr<Kernels>(*std::move(kernels));
 }

@@ -1,9 +1,11 @@
 // The cuda backend: every op of `Kernels` as kernels on one GPU (CUDA runtime, sm_80 and later).
 //
-// Activations are f32 and sums are taken in f32, in an order that depends on the row alone: results
-// are batch independent. Ownership, thread safety and errors as in kernels/kernels.h and
-// cuda_device.h; what fails on the device is reported by the stream's Synchronize. Scratch for
-// linear states at block boundaries grows with the largest step and is kept.
+// Activations are f32 and sums are taken in f32, in an order that depends on the row alone. Near
+// and FarFull round queries and softmax weights to bf16 for tensor cores; Linear rounds its factors
+// in steps of many rows, unless deterministic: then results are batch independent. Ownership,
+// thread safety and errors as in kernels/kernels.h and cuda_device.h; what fails on the device is
+// reported by the stream's Synchronize. Scratch (linear states at block boundaries, triples of
+// chunks of far spans) grows with the largest step and is kept.
 #pragma once
 
 #include <memory>
@@ -17,7 +19,7 @@ namespace metattn::cuda {
 class CudaKernels final : public Kernels {
  public:
   // NOT_FOUND without such a device.
-  static absl::StatusOr<std::unique_ptr<CudaKernels>> Create(int device);
+  static absl::StatusOr<std::unique_ptr<CudaKernels>> Create(int device, bool deterministic);
 
   std::string_view name() const override { return "cuda"; }
   std::string_view isa() const override { return "cuda"; }
@@ -46,14 +48,18 @@ class CudaKernels final : public Kernels {
   void Gather(const GatherArgs& args, Stream& stream) override;
 
  private:
-  CudaKernels(std::unique_ptr<CudaDevice> device, std::unique_ptr<Stream> loading)
-      : device_(std::move(device)), loading_(std::move(loading)) {}
-  // The op's shape with room for its boundary states; false (and a noted error) without memory.
+  CudaKernels(bool exact, std::unique_ptr<CudaDevice> device, std::unique_ptr<Stream> loading)
+      : exact_(exact), device_(std::move(device)), loading_(std::move(loading)) {}
+  // Scratch of at least so many bytes; false (and a noted error) without memory.
+  bool Grow(Buffer& scratch, std::int64_t bytes, const char* what, CudaStream& stream);
+  // The op's shape with room for its boundary states; false as Grow.
   bool WithBoundaries(const LinearShape& shape, CudaStream& stream, LinearAttention* out);
 
+  const bool exact_;
   std::unique_ptr<CudaDevice> device_;
   std::unique_ptr<Stream> loading_;  // weights go up on it
-  Buffer boundaries_;
+  Buffer boundaries_;                // linear states
+  Buffer chunks_;                    // triples of far attention
 };
 
 }  // namespace metattn::cuda

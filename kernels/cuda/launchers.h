@@ -1,6 +1,7 @@
 // The kernels of this folder as plain functions: each puts its work on the stream and returns the
 // error of the launch (cudaSuccess when there is nothing to do). One per op of kernels.h, of the
-// same name; defined in the .cu file of its family. Thread safety as of the CUDA runtime.
+// same name unless it says otherwise; defined in the .cu file of its family. Thread safety as of
+// the CUDA runtime.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -13,6 +14,8 @@ namespace metattn::cuda {
 [[nodiscard]] cudaError_t LaunchGather(const GatherParams& p, cudaStream_t stream);
 [[nodiscard]] cudaError_t LaunchNorm(const NormParams& p, cudaStream_t stream);
 [[nodiscard]] cudaError_t LaunchLinear(const LinearParams& p, cudaStream_t stream);
+// LaunchLinear's way for many rows: on tensor cores, factors rounded to bf16.
+[[nodiscard]] cudaError_t LaunchLinearMma(const LinearParams& p, cudaStream_t stream);
 [[nodiscard]] cudaError_t LaunchRopeAppend(const RopeAppendParams& p, cudaStream_t stream);
 [[nodiscard]] cudaError_t LaunchForcedRoute(const RouteParams& p, cudaStream_t stream);
 [[nodiscard]] cudaError_t LaunchCompact(const CompactParams& p, cudaStream_t stream);
@@ -30,5 +33,10 @@ namespace metattn::cuda {
 constexpr std::int64_t BoundaryPlaces(std::int64_t tokens, int sequences) {
   return tokens / 64 + 2 * std::int64_t{sequences};
 }
+
+// Far attention: chunks of a row's far span that may be worked on apart, each with a triple per
+// query head in scratch, for steps of up to so many sequences (beyond, these alone fill a GPU).
+inline constexpr int kFarChunks = 32;
+inline constexpr int kFarChunkSequences = 64;
 
 }  // namespace metattn::cuda

@@ -1,8 +1,10 @@
-// y = x W^T + bias for one part of a weight, W as it lies in the file.
+// y = x W^T + bias for one part of a weight, W as it lies in the file, factors in f32: steps of few
+// rows, and all steps where rows must not depend on the batch. From kTensorRows rows on
+// linear_mma.cu takes over.
 //
 // One warp an output value of kRows tokens: lanes run along the columns, so neighbouring lanes read
 // neighbouring weights, and a decoded weight serves kRows tokens. Right for decode, where reading W
-// once is the whole cost; batches of prefill read W once per kRows tokens.
+// once is the whole cost. Bytes moved: W once per kRows tokens, x of kRows tokens from the caches.
 #include "kernels/cuda/decode.h"
 #include "kernels/cuda/gpu.h"
 #include "kernels/cuda/launch.h"
@@ -13,6 +15,8 @@ namespace {
 
 constexpr int kWarps = 4;
 constexpr int kRows = 8;
+// Two reads of W here; a tile of 16 rows of tensor cores reads it once.
+constexpr std::int64_t kTensorRows = 16;
 
 __global__ void LinearKernel(LinearParams p) {
   const std::int64_t n = blockIdx.x * kWarps + gpu::warp_index();
@@ -42,6 +46,7 @@ __global__ void LinearKernel(LinearParams p) {
 
 cudaError_t LaunchLinear(const LinearParams& p, cudaStream_t stream) {
   if (p.tokens == 0 || p.part.rows == 0) return cudaSuccess;
+  if (!p.exact && p.tokens >= kTensorRows) return LaunchLinearMma(p, stream);
   const dim3 grid(static_cast<unsigned>((p.part.rows + kWarps - 1) / kWarps),
                   static_cast<unsigned>((p.tokens + kRows - 1) / kRows));
   return gpu::launch(LinearKernel, grid, dim3(kWarps * gpu::kWarpLanes), 0, stream, p);

@@ -11,6 +11,7 @@
 #include "kernels/cuda/launchers.h"
 #include "kernels/cuda/linear_features.h"
 #include "kernels/cuda/linear_state.h"
+#include "kernels/cuda/shared_limit.h"
 
 namespace metattn::cuda {
 namespace {
@@ -99,24 +100,17 @@ std::size_t PhiBytes(const LinearAttention& a) {
   return sizeof(float) * kPageTokens * static_cast<std::size_t>(a.features);
 }
 
-// Heads of more than 96 dimensions need more shared memory than a launch gets unasked.
-template <typename Kernel>
-cudaError_t Allow(Kernel* kernel, std::size_t bytes) {
-  return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                              cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-}
-
 }  // namespace
 
 cudaError_t LaunchAbsorb(const LinearAttention& p, cudaStream_t stream) {
   if (Empty(p)) return cudaSuccess;
-  if (const cudaError_t e = Allow(AbsorbKernel, PhiBytes(p)); e != cudaSuccess) return e;
+  if (const cudaError_t e = AllowShared(AbsorbKernel, PhiBytes(p)); e != cudaSuccess) return e;
   return gpu::launch(AbsorbKernel, Shards(p), dim3(kThreads), PhiBytes(p), stream, p);
 }
 
 cudaError_t LaunchBoundaries(const LinearAttention& p, bool store, cudaStream_t stream) {
   if (Empty(p)) return cudaSuccess;
-  if (const cudaError_t e = Allow(BoundariesKernel, PhiBytes(p)); e != cudaSuccess) return e;
+  if (const cudaError_t e = AllowShared(BoundariesKernel, PhiBytes(p)); e != cudaSuccess) return e;
   return gpu::launch(BoundariesKernel, Shards(p), dim3(kThreads), PhiBytes(p), stream, p, store);
 }
 

@@ -66,6 +66,7 @@ struct LinearParams {
   const float *x, *bias;
   float* out;
   std::int64_t tokens;
+  bool exact;  // factors stay f32 whatever the number of rows
 };
 
 struct RopeAppendParams {
@@ -114,6 +115,7 @@ struct FarParams {
   const float* q;
   List list;
   Triples partial;
+  Triples chunks;  // scratch [sequences, kFarChunks, H * g] triples, or null: no row is split
 };
 
 struct LinearAttention {

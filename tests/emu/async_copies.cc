@@ -15,6 +15,11 @@ bool Aligned(const void* p) { return reinterpret_cast<std::uintptr_t>(p) % kCopy
 
 }  // namespace
 
+std::int64_t& AsyncCopies::BytesRead() {
+  static std::int64_t bytes = 0;  // under the runtime's lock, like everything here
+  return bytes;
+}
+
 void AsyncCopies::Start(void* shared, const void* global, const Site& site) {
   if (!Aligned(shared) || !Aligned(global)) Fail("cp_async16: an address not aligned to 16", site);
   if (!Block::Get().shared().Contains(shared, kCopyBytes)) {
@@ -42,6 +47,7 @@ void AsyncCopies::Wait(std::size_t pending) {
         std::memset(copy.to, 0, kCopyBytes);
       } else {
         NoteRead(copy.from, kCopyBytes);
+        BytesRead() += kCopyBytes;
         std::memcpy(copy.to, copy.from, kCopyBytes);
       }
     }

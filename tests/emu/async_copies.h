@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #include "tests/emu/collectives.h"
 
@@ -19,6 +20,8 @@ class AsyncCopies {
   void Commit();
   void Wait(std::size_t pending);
   bool empty() const { return first_ == end_; }
+  // Bytes of global memory that copies of all threads have read; the reader may set it back.
+  static std::int64_t& BytesRead();
 
  private:
   struct Copy {

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "tests/emu/async_copies.h"
 #include "tests/emu/block.h"
 #include "tests/emu/runtime_state.h"
 
@@ -118,12 +119,18 @@ std::int64_t BytesCopied(cudaMemcpyKind kind) {
   return runtime.bytes_copied[kind];
 }
 
+std::int64_t BytesReadAsync() {
+  const std::lock_guard lock(Runtime::Get().mutex);
+  return AsyncCopies::BytesRead();
+}
+
 void ResetCounters() {
   Runtime& runtime = Runtime::Get();
   const std::lock_guard lock(runtime.mutex);
   runtime.calls.clear();
   runtime.bytes_copied.clear();
   runtime.kernels_run = 0;
+  AsyncCopies::BytesRead() = 0;
 }
 
 std::size_t DeviceBytesInUse(int device) {

@@ -52,6 +52,8 @@ std::int64_t Calls(std::string_view function);
 // Kernels run and bytes copied, those of graph launches included, counted when the work is done.
 std::int64_t KernelsRun();
 std::int64_t BytesCopied(cudaMemcpyKind kind);
+// Bytes of device memory that kernels read through cp_async16, so far.
+std::int64_t BytesReadAsync();
 void ResetCounters();
 
 std::size_t DeviceBytesInUse(int device);

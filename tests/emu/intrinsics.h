@@ -44,6 +44,9 @@ inline int __popc(unsigned x) { return std::popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return std::countl_zero(static_cast<unsigned>(x)); }
 
+// Never fused with an addition. x86-64 without FMA, which kernels are compiled for, fuses nothing.
+inline float __fmul_rn(float a, float b) { return a * b; }
+
 template <typename T>
 T __ldg(const T* p) {
   return *p;

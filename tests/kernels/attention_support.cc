@@ -167,7 +167,7 @@ std::vector<int> AttentionWorld::FarPositions(const StepRows& rows, int row) con
 ExpectedPartial AttentionWorld::Expect(const float* q, int sequence, int head,
                                        const std::vector<int>& positions) const {
   const int d = shape_.head_dim;
-  const bool rounds = rig_.rounds_factors() && d % 32 == 0;
+  const bool rounds = rig_.rounds_queries(d);
   ExpectedPartial expected;
   expected.o.assign(static_cast<std::size_t>(d), 0.0);
   expected.o_bound = expected.o;
@@ -188,16 +188,16 @@ ExpectedPartial AttentionWorld::Expect(const float* q, int sequence, int head,
     score_error = std::max(score_error, magnitude * (d + 3) * kF32 + rounding);
     largest = std::max(largest, std::abs(sum));
   }
-  // exp(score - m): both scores off (with AMX by what rounding q to bf16 moves them, its unit times
-  // |scale q k| at most), the difference rounded (with AMX also
-  // two constants and a product), exp itself; then a sum of n terms and, per page
-  // and span, one rescaling by another exp.
+  // exp(score - m): both scores off (with bf16 by what rounding q to bf16 moves them, its unit
+  // times |scale q k| at most), the difference rounded (with bf16 also two constants and a
+  // product), exp itself; then a sum of n terms and, per page and span, one rescaling by another
+  // exp.
   const auto n = static_cast<double>(positions.size());
   const double rescalings = 2 * (n / kBlockTokens + n / kSpanTokens + 4);
   expected.l_relative = std::expm1(2 * score_error + (rounds ? 8 : 3) * largest * kF32) + kExp +
                         (n + 2) * kF32 + rescalings * (kExp + 2 * kF32);
   expected.m_bound = score_error + largest * kF32;
-  // With AMX the weights of V, not those of l, are rounded to bf16.
+  // With bf16 the weights of V, not those of l, are rounded to bf16.
   const double weight_error =
       expected.l_relative + (rounds ? kBf16 * (1 + expected.l_relative) : 0);
   for (std::size_t i = 0; i < positions.size(); ++i) {
@@ -217,6 +217,18 @@ Partial NewPartial(Rig& rig, std::int64_t tokens, int q_heads, int head_dim) {
   return {.o = rig.Floats(tokens * q_heads * head_dim),
           .m = rig.Floats(tokens * q_heads),
           .l = rig.Floats(tokens * q_heads)};
+}
+
+WorkList EveryRow(Rig& rig, std::int64_t tokens, int heads) {
+  std::vector<std::int32_t> rows;
+  for (int h = 0; h < heads; ++h) {
+    for (std::int32_t t = 0; t < tokens; ++t) rows.push_back(t);
+    rows.push_back(-1);  // capacity is larger than the count
+  }
+  return {.rows = rig.In(rows),
+          .counts = rig.In(std::vector<std::int32_t>(static_cast<std::size_t>(heads),
+                                                     static_cast<std::int32_t>(tokens))),
+          .capacity = tokens + 1};
 }
 
 HostPartial ReadPartial(Rig& rig, const Partial& partial, std::int64_t tokens, int q_heads,

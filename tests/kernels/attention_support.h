@@ -84,6 +84,9 @@ class AttentionWorld {
 // An empty Partial of T rows in NaN-filled memory.
 Partial NewPartial(Rig& rig, std::int64_t tokens, int q_heads, int head_dim);
 
+// All rows of every KV head.
+WorkList EveryRow(Rig& rig, std::int64_t tokens, int heads);
+
 struct HostPartial {
   std::vector<float> o, m, l;
 };

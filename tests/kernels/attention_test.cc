@@ -29,25 +29,14 @@ std::vector<AttentionShape> Shapes() {
       {.heads = 1, .group = 5, .head_dim = 96, .sinks = 1, .sequences = {{261, 41}, {0, 3}}},
       {.heads = 1, .group = 17, .head_dim = 256, .window = 33, .sequences = {{350, 2}, {31, 1}}},
       {.heads = 1, .group = 100, .head_dim = 64, .sequences = {{300, 2}}},
+      {.heads = 2, .group = 70, .head_dim = 32, .window = 64, .sequences = {{600, 1}, {90, 1}}},
+      {.heads = 1, .group = 2, .sinks = 300, .window = 40, .sequences = {{880, 1}, {340, 1}}},
       {.heads = 0, .group = 3, .sequences = {{10, 3}}},
       {.heads = 2, .group = 0, .sequences = {{10, 3}}},
       {.heads = 2, .group = 3, .sequences = {}},
       {.heads = 2, .group = 3, .sequences = {{5, 0}, {9, 0}}},
   };
   return shapes;
-}
-
-// All rows of every KV head.
-WorkList EveryRow(Rig& rig, std::int64_t tokens, int heads) {
-  std::vector<std::int32_t> rows;
-  for (int h = 0; h < heads; ++h) {
-    for (std::int32_t t = 0; t < tokens; ++t) rows.push_back(t);
-    rows.push_back(-1);  // capacity is larger than the count
-  }
-  return {.rows = rig.In(rows),
-          .counts = rig.In(std::vector<std::int32_t>(static_cast<std::size_t>(heads),
-                                                     static_cast<std::int32_t>(tokens))),
-          .capacity = tokens + 1};
 }
 
 class AttentionTest : public ::testing::TestWithParam<BackendParam> {};

@@ -23,7 +23,7 @@ std::string BackendParam::Name() const {
 }
 
 std::vector<BackendParam> Backends() {
-  if (HasCudaBackend()) return {{"cuda", "", 1, false}};
+  if (HasCudaBackend()) return {{"cuda", "", 1, false}, {"cuda", "", 1, true}};
   std::vector<BackendParam> backends = {{"ref", "", 1, false}};
   for (std::string_view isa : cpu::AvailableIsas()) {
     for (int threads : {1, 3}) backends.push_back({"cpu", std::string(isa), threads, false});

@@ -30,7 +30,8 @@ struct BackendParam {
   std::string Name() const;
 };
 
-// Where the cuda backend is linked in (the program that runs it in emulation) that one. Elsewhere
+// Where the cuda backend is linked in (the program that runs it in emulation) that one, also
+// deterministic. Elsewhere
 // ref, and every instruction set of cpu that this machine has, with one and with three threads;
 // amx, which rounds factors to bf16 unless it must not, deterministic too.
 std::vector<BackendParam> Backends();
@@ -43,8 +44,11 @@ class Rig {
   Kernels& kernels() { return *kernels_; }
   Stream& stream() { return *stream_; }
   bool is_ref() const { return kernels_->name() == "ref"; }
-  // Whether the backend may round factors to bf16 for AMX.
+  // Whether the backend may round factors to bf16: everywhere (AMX); in Linear.
   bool rounds_factors() const { return kernels_->isa() == "amx" && !deterministic_; }
+  bool rounds_in_linear() const { return rounds_factors() || (is_cuda() && !deterministic_); }
+  // And queries and softmax weights of heads of d dimensions, in Near and FarFull.
+  bool rounds_queries(int d) const { return is_cuda() || (rounds_factors() && d % 32 == 0); }
 
   template <typename T>
   View In(const std::vector<T>& values) {
@@ -67,6 +71,8 @@ class Rig {
   }
 
  private:
+  bool is_cuda() const { return kernels_->name() == "cuda"; }
+
   bool deterministic_;
   std::unique_ptr<Kernels> kernels_;
   std::unique_ptr<Stream> stream_;

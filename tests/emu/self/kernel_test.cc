@@ -232,8 +232,10 @@ TEST_F(EmuKernel, TensorCoreProductEqualsTheFormula) {
     const DeviceArray<__nv_bfloat16> da(a), db(b);
     const DeviceArray<float> c(256);
     ForEachOrder([&](const char* order) {
+      ResetCounters();
       ASSERT_CUDA(Product(Bug::kNone, {da.get(), db.get(), c.get(), depth}, nullptr));
       EXPECT_EQ(c.Read(), expected) << "depth " << depth << " order " << order;
+      EXPECT_EQ(BytesReadAsync(), 2 * 16 * depth * 2) << "each operand once";
     });
   }
 }

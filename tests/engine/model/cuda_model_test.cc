@@ -1,6 +1,8 @@
 // A whole routed model on the CUDA backend in emulation, against the reference backend: with the
 // reference's decisions the logits agree within the measured bound and greedy tokens are equal, in
-// prefill and in decode. One rank: no communicator reads device memory yet.
+// prefill and in decode. The bound is that of rounding to bf16: tensor cores get queries and
+// softmax weights so, and in steps of many rows all activations. One rank: no communicator reads
+// device memory yet.
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -102,7 +104,7 @@ TEST_F(CudaModel, LogitsAndGreedyTokensAreTheReferences) {
     options.replay_decisions = root_ + "/decisions";
     const auto reference = RunModel(model_, Tokens(), options);
     ASSERT_THAT(reference, Succeeds());
-    const auto bound = MeasuredBound(model_, Tokens(), options, 0x1p-21);
+    const auto bound = MeasuredBound(model_, Tokens(), options, 0x1p-9);
     ASSERT_THAT(bound, Succeeds());
     options.device = "cuda";
     const auto emulated = RunModel(model_, Tokens(), options);
@@ -121,6 +123,7 @@ TEST_F(CudaModel, LogitsAndGreedyTokensAreTheReferences) {
 TEST_F(CudaModel, DecodeGivesWhatPrefillGives) {
   RunnerOptions options = Options({"routed", kRoutedPolicy, 64});
   options.device = "cuda";
+  options.deterministic = true;
   options.record_decisions = root_ + "/decisions";
   const auto prefill = RunModel(model_, Tokens(), options);
   ASSERT_THAT(prefill, Succeeds());

@@ -1,0 +1,265 @@
+// y = x W^T + bias for many rows, on tensor cores: x rounded to bf16, W decoded from its file's
+// format to bf16, products exact and summed in f32 in the order of the columns.
+//
+// A block of 8 warps makes a tile of 64 tokens x 128 outputs, a warp 32 x 32 of it (2 x 4 mma of 16
+// x 8), stepping through the columns 32 at a time: the block of a quantised row, so that a thread
+// decodes half a block with one scale. 64 x 128, because x is read once per 128 outputs and W once
+// per 64 tokens: with x in f32 and W in 4 to 16 bits, a wider tile of outputs saves more than one
+// of tokens. Two stages of shared memory, 15 KiB each, rows padded to 80 bytes so that the 8 rows
+// of an ldmatrix lie in different banks; two blocks a multiprocessor. While a step is multiplied,
+// the next one is on its way: bf16 weights by cp.async into the other stage, everything that must
+// be converted in registers.
+//
+// Bytes moved, a block: 64 * cols * 4 of x, 128 rows of W, 64 * 128 * 4 of y. A row's result
+// depends on the row alone, but is not what linear.cu gives.
+#include "kernels/cuda/decode.h"
+#include "kernels/cuda/gpu.h"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/launchers.h"
+
+namespace metattn::cuda {
+namespace {
+
+constexpr int kTokens = 64;
+constexpr int kOutputs = 128;
+constexpr int kDepth = 32;
+constexpr int kThreads = 256;
+constexpr int kPitch = kDepth + 8;
+constexpr int kStage = (kTokens + kOutputs) * kPitch;  // x, then W
+constexpr int kWarpTile = 32;                          // tokens and outputs of a warp
+constexpr int kWarpsAcross = kOutputs / kWarpTile;
+static_assert(kThreads / gpu::kWarpLanes == kTokens / kWarpTile * kWarpsAcross);
+
+// Eight values to shared memory as bf16; `to` aligned to 16 bytes.
+GPU_INLINE void Store8(gpu::bf16* to, const float* v) {
+  const uint4 packed = {gpu::pack_bf16(v[0], v[1]), gpu::pack_bf16(v[2], v[3]),
+                        gpu::pack_bf16(v[4], v[5]), gpu::pack_bf16(v[6], v[7])};
+  *reinterpret_cast<uint4*>(to) = packed;
+}
+
+// Eight neighbouring activations of one token; thread i of a block holds columns 8 (i % 4) of token
+// i / 4 of a tile. Zeros past the ends.
+struct Activations {
+  float v[8];
+
+  GPU_INLINE void Load(const LinearParams& p, std::int64_t token, std::int64_t column,
+                       bool vectors) {
+    const std::int64_t cols = p.part.cols;
+    const float* x = p.x + token * cols + column;
+    if (vectors && token < p.tokens && column + 8 <= cols) {
+      const float4 low = *reinterpret_cast<const float4*>(x);
+      const float4 high = *reinterpret_cast<const float4*>(x + 4);
+      v[0] = low.x, v[1] = low.y, v[2] = low.z, v[3] = low.w;
+      v[4] = high.x, v[5] = high.y, v[6] = high.z, v[7] = high.w;
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) v[i] = token < p.tokens && column + i < cols ? x[i] : 0.0F;
+  }
+};
+
+// Half of 32 neighbouring weights of a row: values [8 half, 8 half + 8) and the 8 that lie 16
+// further, which are the two nibbles of the same bytes in the 4-bit formats. Quantised ones wait as
+// they are in the file. Zeros past the ends.
+template <int kType>
+struct Weights {
+  static constexpr bool kQuantised = kType >= kQ8_0;
+  static constexpr int kBlockBytes = kType == kQ8_0 ? 34 : kType == kQ4_0 ? 18 : 20;
+  static constexpr int kHeader = kType == kQ4_1 ? 4 : 2;  // scale, and minimum
+
+  // Pairs of bytes: blocks are aligned to 2 only.
+  std::uint16_t raw[kType == kQ8_0 ? 8 : 4];
+  float scale, minimum, values[16];
+
+  GPU_INLINE void Load(const WeightPart& part, std::int64_t n, std::int64_t column, int half) {
+    const unsigned char* row = part.data + n * part.row_bytes;
+    if constexpr (!kQuantised) {
+#pragma unroll
+      for (int i = 0; i < 16; ++i) {
+        const std::int64_t c = column + 8 * half + i % 8 + i / 8 * 16;
+        values[i] = n < part.rows && c < part.cols ? Decode(kType, row, c) : 0.0F;
+      }
+      return;
+    }
+    const bool valid = n < part.rows;
+    const unsigned char* block = row + column / 32 * kBlockBytes;
+    scale = valid ? LoadHalf(block) : 0.0F;
+    if constexpr (kType == kQ4_1) minimum = valid ? LoadHalf(block + 2) : 0.0F;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      raw[i] = valid ? LoadPair(block + kHeader + 8 * half + 2 * i) : std::uint16_t{0};
+      if constexpr (kType == kQ8_0) {
+        raw[4 + i] = valid ? LoadPair(block + kHeader + 16 + 8 * half + 2 * i) : std::uint16_t{0};
+      }
+    }
+  }
+
+  // To the row's 32 places in shared memory.
+  GPU_INLINE void Store(gpu::bf16* to, int half) {
+    if constexpr (kQuantised) {
+#pragma unroll
+      for (int i = 0; i < 16; ++i) values[i] = Value(i);
+    }
+    Store8(to + 8 * half, values);
+    Store8(to + 8 * half + 16, values + 8);
+  }
+
+ private:
+  static GPU_INLINE std::uint16_t LoadPair(const unsigned char* p) {
+    std::uint16_t pair;
+    memcpy(&pair, p, sizeof pair);
+    return pair;
+  }
+
+  GPU_INLINE float Value(int i) const {
+    if constexpr (kType == kQ8_0) {
+      const int byte = raw[i / 2] >> (8 * (i % 2)) & 255;
+      return scale * static_cast<float>(static_cast<signed char>(byte));
+    } else {
+      const int byte = raw[i % 8 / 2] >> (8 * (i % 2)) & 255;
+      const auto q = static_cast<float>(i < 8 ? byte & 15 : byte >> 4);
+      return kType == kQ4_0 ? scale * (q - 8.0F) : scale * q + minimum;
+    }
+  }
+};
+
+// bf16 weights need no conversion: 16 bytes at a time, two a thread as in Weights.
+GPU_INLINE void CopyWeights(const WeightPart& part, std::int64_t n, std::int64_t column, int half,
+                            gpu::bf16* to) {
+  const auto* row = reinterpret_cast<const gpu::bf16*>(part.data) + n * part.cols;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int at = 8 * half + 16 * i;
+    gpu::cp_async16(to + at, row + column + at, n < part.rows && column + at < part.cols);
+  }
+}
+
+// One warp's 32 x 32 outputs += 32 columns of the stage.
+GPU_INLINE void Multiply(const gpu::bf16* x, const gpu::bf16* w, float (&sums)[2][4][4]) {
+  const int lane = gpu::lane_index();
+#pragma unroll
+  for (int k = 0; k < kDepth; k += 16) {
+    std::uint32_t a[2][4], b[2][4];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      gpu::ldmatrix_x4(a[i], x + (16 * i + lane % 16) * kPitch + k + lane / 16 * 8);
+      gpu::ldmatrix_x4(b[i],
+                       w + (16 * i + lane / 16 * 8 + lane % 8) * kPitch + k + lane / 8 % 2 * 8);
+    }
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        gpu::mma_bf16_16816(sums[m][n], a[m], b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
+      }
+    }
+  }
+}
+
+// Adds the bias and writes what lies inside the matrix; (token, output) is the warp's first.
+GPU_INLINE void Finish(const LinearParams& p, std::int64_t token, std::int64_t output,
+                       const float (&sums)[2][4][4]) {
+  const int lane = gpu::lane_index();
+#pragma unroll
+  for (int n = 0; n < 4; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const std::int64_t column = output + 8 * n + lane % 4 * 2 + i % 2;
+      if (column >= p.part.rows) continue;
+      const float bias = p.bias == nullptr ? 0.0F : p.bias[p.first_row + column];
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+        const std::int64_t t = token + 16 * m + lane / 4 + i / 2 * 8;
+        if (t < p.tokens) p.out[t * p.rows + p.first_row + column] = sums[m][n][i] + bias;
+      }
+    }
+  }
+}
+
+// kCopied: bf16 weights whose rows are aligned to 16 bytes.
+template <int kType, bool kCopied>
+__global__ void __launch_bounds__(kThreads, 2) LinearMmaKernel(LinearParams p, bool vectors) {
+  GPU_DYN_SMEM(shared);
+  auto* stages = reinterpret_cast<gpu::bf16*>(shared);
+  const int thread = static_cast<int>(threadIdx.x), half = thread % 2;
+  const std::int64_t first_token = std::int64_t{blockIdx.y} * kTokens;
+  const std::int64_t first_output = std::int64_t{blockIdx.x} * kOutputs;
+  const std::int64_t token = first_token + thread / 4, output = first_output + thread / 2;
+  const int x_at = thread / 4 * kPitch + thread % 4 * 8;
+  const int w_at = kTokens * kPitch + thread / 2 * kPitch;
+  Activations x;
+  Weights<kType> w;
+  const auto load = [&](std::int64_t column, gpu::bf16* stage) {
+    x.Load(p, token, column + thread % 4 * 8, vectors);
+    if constexpr (kCopied) {
+      CopyWeights(p.part, output, column, half, stage + w_at);
+      gpu::cp_async_commit();
+    } else {
+      w.Load(p.part, output, column, half);
+    }
+  };
+  const auto store = [&](gpu::bf16* stage) {
+    Store8(stage + x_at, x.v);
+    if constexpr (kCopied) {
+      gpu::cp_async_wait<0>();
+    } else {
+      w.Store(stage + w_at, half);
+    }
+  };
+
+  const int warp = gpu::warp_index();
+  const int row = warp / kWarpsAcross * kWarpTile, across = warp % kWarpsAcross * kWarpTile;
+  float sums[2][4][4] = {};
+  if (p.part.cols > 0) {
+    load(0, stages);
+    store(stages);
+  }
+  __syncthreads();
+  int current = 0;
+  for (std::int64_t column = 0; column < p.part.cols; column += kDepth) {
+    const bool more = column + kDepth < p.part.cols;
+    gpu::bf16* const stage = stages + current * kStage;
+    gpu::bf16* const next = stages + (current ^ 1) * kStage;  // nobody has read it since a barrier
+    if (more) load(column + kDepth, next);
+    Multiply(stage + row * kPitch, stage + (kTokens + across) * kPitch, sums);
+    if (more) store(next);
+    __syncthreads();
+    current ^= 1;
+  }
+  Finish(p, first_token + row, first_output + across, sums);
+}
+
+bool Aligned16(const void* p, std::int64_t stride_bytes) {
+  return (reinterpret_cast<std::uintptr_t>(p) | static_cast<std::uintptr_t>(stride_bytes)) % 16 ==
+         0;
+}
+
+template <int kType, bool kCopied = false>
+cudaError_t Launch(const LinearParams& p, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>((p.part.rows + kOutputs - 1) / kOutputs),
+                  static_cast<unsigned>((p.tokens + kTokens - 1) / kTokens));
+  return gpu::launch(LinearMmaKernel<kType, kCopied>, grid, dim3(kThreads),
+                     2 * kStage * sizeof(gpu::bf16), stream, p, Aligned16(p.x, p.part.cols * 4));
+}
+
+}  // namespace
+
+cudaError_t LaunchLinearMma(const LinearParams& p, cudaStream_t stream) {
+  switch (p.part.dtype) {
+    case kF32:
+      return Launch<kF32>(p, stream);
+    case kF16:
+      return Launch<kF16>(p, stream);
+    case kBF16:
+      return Aligned16(p.part.data, p.part.row_bytes) ? Launch<kBF16, true>(p, stream)
+                                                      : Launch<kBF16>(p, stream);
+    case kQ8_0:
+      return Launch<kQ8_0>(p, stream);
+    case kQ4_0:
+      return Launch<kQ4_0>(p, stream);
+    default:
+      return Launch<kQ4_1>(p, stream);
+  }
+}
+
+}  // namespace metattn::cuda
