@@ -135,7 +135,7 @@ TEST_F(CudaGenerate, ErrorsNameRankAndDevice) {
   ExpectError(2, {"--device", "cuda", "--rank-devices", "1,1"}, "ranks 0 and 1 both have device 1");
   ExpectError(1, {"--device", "cuda", "--rank-devices", "0,1"}, "2 devices for 1 ranks");
   ExpectError(1, {"--rank-devices", "0"}, "--rank-devices is for --device cuda");
-  ExpectError(1, {"--device", "cuda", "--deterministic"}, "--deterministic does not go with");
+  ExpectError(2, {"--device", "cuda", "--deterministic"}, "cuda runs on one rank only");
 }
 
 TEST_F(CudaGenerate, ASilentRankEndsTheOthers) {
