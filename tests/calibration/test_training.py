@@ -257,7 +257,8 @@ def test_no_minutes_choose_offsets_alone(options, tmp_path, loaded):
     pipeline.train(options)
     settled_again = dataclasses.replace(options, out=str(tmp_path / "settled"), start=options.out, steps_scale=0, share=0.4)
     figures = pipeline.train(settled_again)
-    first, second = (export.read(o.out, loaded.config)[0] for o in (options, settled_again))
+    (first, _, before), (second, _, after) = (export.read(o.out, loaded.config) for o in (options, settled_again))
+    assert after["training"]["price"] == before["training"]["price"]  # where tuning would go on
     for a, b in zip(first.controllers, second.controllers):
         assert torch.equal(a.x, b.x) and torch.equal(a.scalars_skip[:, 1:], b.scalars_skip[:, 1:])
     assert max(figures["full_share"].values()) == pytest.approx(0.4, abs=0.1)

@@ -124,7 +124,9 @@ def train(options):
     policy, mix, figures = settle.settle(dataclasses.replace(job, retrofit=rounded), options.share, start,
                                          tuple(dict.fromkeys(limited(settle.LENGTHS, most))), plan.settle_rounds)
     training = {k: settings[k] for k in ("texts", "plan", "seed", "share", "threads", "start") if k in settings}
-    training.update(price=round(price, 5), figures=figures, dtype=str(model.dtype).replace("torch.", ""))
+    if plan.tune_steps > 0 or "price" in started[2]["training"]:  # a price that nothing was tuned at says nothing
+        training["price"] = round(price, 5)
+    training.update(figures=figures, dtype=str(model.dtype).replace("torch.", ""))
     export.write(options.out, export.tensors_of(rounded), export.describe(loaded, rounded, policy, mix, training, most))
     run.log("done", seconds=round(time.monotonic() - began), **figures)
     return figures
