@@ -164,7 +164,7 @@ def policy_for(bench, retrofit, linear=0.0):
         policy.offsets[..., FULL] = -tilt
         for _ in range(1 if linear == 0 else 2):
             _, found, _ = settle.closed_loop(job.model, retrofit, policy, *bench.kept_aside())
-            policy.offsets[..., FULL] -= settle.tilt_change(found, bench.share)
+            policy.offsets[..., FULL] -= settle.changes(found, bench.share, retrofit.geometry.first, 0.0)[0]
     return policy
 
 
