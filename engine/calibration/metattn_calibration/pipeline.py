@@ -32,7 +32,7 @@ class Plan:
     map_steps: int = 160
     row_texts: int = 36
     controller_steps: int = 400
-    tune_steps: int = 144
+    tune_steps: int = 216
     settle_rounds: int = 1
 
     def scaled(self, scale):
