@@ -131,7 +131,7 @@ else
   stage pytest-deploy run_pytest deploy tests/deploy
   stage pytest-e2e run_pytest e2e tests/e2e
   stage pytest-calibration run_calibration_pytest
-  stage build-asan configure_and_build asan && stage ctest-asan run_ctest asan -L fast -E "$model_on_ref"
+  stage build-asan configure_and_build asan fast_tests && stage ctest-asan run_ctest asan -L fast -E "$model_on_ref"
   stage build-tsan configure_and_build tsan threaded_tests &&
     stage ctest-tsan run_ctest tsan -L threads -E "$one_thread|$model_on_ref"
   stage build-fuzz configure_and_build fuzz tests/fuzz/all && stage ctest-fuzz run_ctest fuzz -L fuzz
