@@ -20,10 +20,9 @@ esac
 results=$PWD/build/results
 rm -rf "$results"
 mkdir -p "$results"
-failed=() summaries=()
 jobs=$(nproc)
 
-# stage NAME COMMAND...: runs it, notes how long it took and whether it failed.
+# stage NAME COMMAND...: runs it, notes how long it took and whether it failed (files, for those that run beside others).
 stage() {
   local name=$1 begin=$SECONDS
   shift
@@ -32,9 +31,22 @@ stage() {
     echo "=== $name: ok, $((SECONDS - begin)) s"
   else
     echo "=== $name: FAILED, $((SECONDS - begin)) s"
-    failed+=("$name")
+    echo "$name" >>"$results/failed"
     return 1
   fi
+}
+
+# beside NAME COMMAND...: a stage that takes only what those that follow leave idle; `joined` prints its output.
+beside() {
+  {
+    chrt --idle --pid 0 "$BASHPID"
+    stage "$@"
+  } >"$results/beside-$1.out" 2>&1 &
+}
+
+joined() {
+  wait
+  cat "$results"/beside-*.out
 }
 
 # The last line of output that looks like a runner's summary, remembered for the end.
@@ -43,7 +55,7 @@ summarised() {
   shift 2
   "$@" 2>&1 | tee "$log"
   code=${PIPESTATUS[0]}
-  summaries+=("$name: $(grep -E "$pattern" "$log" | tail -n 1)")
+  echo "$name: $(grep -E "$pattern" "$log" | tail -n 1)" >>"$results/summaries"
   return "$code"
 }
 
@@ -67,9 +79,9 @@ run_calibration_pytest() {
   run_pytest calibration tests/calibration
 }
 
-# Whole models on the plain kernels take a third of ASan's time: the same engine runs on the fast kernels, and
-# the plain kernels have tests of their own.
-model_on_ref='^Backends/(Paper|Routed)Model\..*/ref( |$)'
+# Whole models take most of ASan's time: they run on the machine's best kernels and on more than one rank; the other
+# kernels have tests of their own.
+model_again='^Backends/(Paper|Routed)Model\..*/(ref|cpu_avx2)( |$)|/ranks1_threads1_|^Levels/EveryIsa.GreedyTokens'
 # ThreadSanitizer runs what has label threads; cases of a single thread are left out.
 one_thread='^Backends/.*/(ref|cpu_(avx2|avx512|amx|amx_deterministic))( |$)|/ranks1_threads1_'
 
@@ -127,24 +139,25 @@ if $fast; then
   stage ctest-release run_ctest release -L 'fast|lint'
   stage pytest-deploy run_pytest deploy tests/deploy
 else
+  beside pytest-calibration run_calibration_pytest
+  beside clang-tidy summarised clang-tidy 'files are clean|error:' tests/lint/tidy.sh build/release
   stage ctest-release run_ctest release
   stage pytest-deploy run_pytest deploy tests/deploy
   stage pytest-e2e run_pytest e2e tests/e2e
-  stage pytest-calibration run_calibration_pytest
-  stage build-asan configure_and_build asan fast_tests && stage ctest-asan run_ctest asan -L fast -E "$model_on_ref"
+  joined
+  stage build-asan configure_and_build asan fast_tests && stage ctest-asan run_ctest asan -L fast -E "$model_again"
   stage build-tsan configure_and_build tsan threaded_tests &&
-    stage ctest-tsan run_ctest tsan -L threads -E "$one_thread|$model_on_ref"
+    stage ctest-tsan run_ctest tsan -L threads -E "$one_thread|$model_again"
   stage build-fuzz configure_and_build fuzz tests/fuzz/all && stage ctest-fuzz run_ctest fuzz -L fuzz
   stage nvcc summarised nvcc '^nvcc:' tests/lint/nvcc.sh
-  stage clang-tidy summarised clang-tidy 'files are clean|error:' tests/lint/tidy.sh build/release
 fi
 stage skips summarised skips 'skipped' python3 tests/skips.py "$results"
 
 echo
 echo "=== summary after $SECONDS s"
-printf '%s\n' "${summaries[@]}"
-if ((${#failed[@]} > 0)); then
-  echo "FAILED: ${failed[*]}"
+cat "$results/summaries"
+if [[ -s $results/failed ]]; then
+  echo "FAILED: $(tr '\n' ' ' <"$results/failed")"
   exit 1
 fi
 echo "all stages passed"
