@@ -23,7 +23,7 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr std::uint64_t kMaxHeaderBytes = 100'000'000;
-constexpr std::size_t kMaxDimensions = 8;
+constexpr std::size_t kMaxShapeLength = 8;
 
 constexpr std::array<std::pair<std::string_view, DType>, 4> kTypes = {
     {{"F32", DType::kF32}, {"F16", DType::kF16}, {"BF16", DType::kBF16}, {"I32", DType::kI32}}};
@@ -123,7 +123,7 @@ absl::StatusOr<std::vector<TensorInfo>> ParseSafetensors(std::span<const std::by
     tensor.name = key;
     METATTN_ASSIGN_OR_RETURN(tensor.dtype, Type(entry, name, where));
     const std::string context = absl::StrCat(name, ": ", where);
-    METATTN_ASSIGN_OR_RETURN(tensor.shape, Numbers(entry, "shape", kMaxDimensions, context));
+    METATTN_ASSIGN_OR_RETURN(tensor.shape, Numbers(entry, "shape", kMaxShapeLength, context));
     METATTN_ASSIGN_OR_RETURN(const auto range, Numbers(entry, "data_offsets", 2, context));
     const auto size = ByteSize(tensor.dtype, tensor.shape);
     if (!size.ok()) return Damaged(name, where + ": " + std::string(size.status().message()));

@@ -17,16 +17,16 @@ namespace {
 
 using Json = nlohmann::json;
 
-struct Family {
+struct ModelFamily {
   std::string_view model_class;
   std::string_view architecture;
 };
 constexpr const char* kOriginal = "original_max_position_embeddings";
 
-constexpr std::array<Family, 4> kFamilies = {{{"LlamaForCausalLM", "llama"},
-                                              {"MistralForCausalLM", "mistral"},
-                                              {"Qwen2ForCausalLM", "qwen2"},
-                                              {"Qwen3ForCausalLM", "qwen3"}}};
+constexpr std::array<ModelFamily, 4> kFamilies = {{{"LlamaForCausalLM", "llama"},
+                                                   {"MistralForCausalLM", "mistral"},
+                                                   {"Qwen2ForCausalLM", "qwen2"},
+                                                   {"Qwen3ForCausalLM", "qwen3"}}};
 
 absl::Status ReadFamily(const ConfigKeys& keys, const Json& json, ModelConfig& c) {
   const auto found = json.find("architectures");
@@ -35,7 +35,7 @@ absl::Status ReadFamily(const ConfigKeys& keys, const Json& json, ModelConfig& c
     return keys.Wrong("architectures", "must be a list of one name");
   }
   const auto& name = found->front().get_ref<const std::string&>();
-  for (const Family& family : kFamilies) {
+  for (const ModelFamily& family : kFamilies) {
     if (name == family.model_class) c.architecture = family.architecture;
   }
   if (c.architecture.empty()) {

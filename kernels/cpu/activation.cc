@@ -5,7 +5,7 @@
 namespace metattn::cpu::METATTN_ISA {
 namespace {
 
-constexpr std::int64_t kChunkValues = 4096;
+constexpr std::int64_t kActivationChunkValues = 4096;
 
 METATTN_INLINE F32v Silu(F32v g) { return Div(g, Add(Set(1.0f), Exp(Sub(Zero(), g)))); }
 
@@ -27,7 +27,7 @@ void SwiGlu(const SwiGluArgs& args, OpContext& context) {
   auto* out = args.out.As<float>();
   const std::int64_t dim = args.dim;
   if (dim == 0) return;
-  const std::int64_t chunk = kChunkValues / dim + 1;
+  const std::int64_t chunk = kActivationChunkValues / dim + 1;
   context.pool.ParallelFor(args.tokens, chunk, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t t = begin; t < end; ++t) {
       SwiGluRow(in + t * 2 * dim, in + t * 2 * dim + dim, out + t * dim, dim);

@@ -12,6 +12,8 @@
 
 namespace metattn::cpu::METATTN_ISA {
 
+inline constexpr int kTileSide = 16;  // rows of a tile, and its columns of 32 bits
+
 struct alignas(64) TileConfig {
   std::uint8_t palette = 1, start_row = 0;
   std::uint8_t reserved[14] = {};

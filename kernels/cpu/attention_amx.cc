@@ -30,16 +30,14 @@
 namespace metattn::cpu::METATTN_ISA {
 namespace {
 
-constexpr int kSide = 16;          // rows of a tile
-constexpr int kBlock = 2 * kSide;  // queries at a time
+constexpr int kBlock = 2 * kTileSide;  // queries at a time
 constexpr int kPages = kSpanTokens / kBlockTokens;
-constexpr float kMinusInfinity = -__builtin_inff();
 constexpr float kLog2E = 1.44269504088896341f;
 constexpr float kLn2 = 0.69314718055994531f;
-static_assert(kSide == kLanes);
+static_assert(kTileSide == kLanes);
 
 METATTN_INLINE std::int64_t RoundedQueries(const AttentionPlan& plan, int group) {
-  return (std::int64_t{plan.max_rows} * group + kSide - 1) / kSide * kSide;
+  return (std::int64_t{plan.max_rows} * group + kTileSide - 1) / kTileSide * kTileSide;
 }
 
 // 2^x, relative error below 3e-7, zero below -150; NaN stays NaN.
@@ -61,13 +59,13 @@ AmxSpans::AmxSpans(const AttentionPlan& plan, const AttentionTask& task, std::by
     : plan_(plan), task_(task), dim_(task.pages.head_dim) {
   s_ = reinterpret_cast<float*>(scratch);
   v_ = reinterpret_cast<std::uint32_t*>(s_ + 2 * kChunks * kChunkFloats);
-  q_ = reinterpret_cast<std::uint16_t*>(v_ + kChunks * kSide * dim_);
+  q_ = reinterpret_cast<std::uint16_t*>(v_ + kChunks * kTileSide * dim_);
   masks_ = reinterpret_cast<std::uint64_t*>(q_ + RoundedQueries(plan, task.group) * dim_);
 }
 
 std::size_t AmxSpans::Bytes(const AttentionPlan& plan, const AttentionTask& task) {
   const std::int64_t dim = task.pages.head_dim;
-  return static_cast<std::size_t>((2 * kChunks * kChunkFloats + kChunks * kSide * dim) * 4 +
+  return static_cast<std::size_t>((2 * kChunks * kChunkFloats + kChunks * kTileSide * dim) * 4 +
                                   RoundedQueries(plan, task.group) * dim * 2 +
                                   std::int64_t{plan.max_rows} * kPages * 8);
 }
@@ -83,8 +81,8 @@ void AmxSpans::RoundQuery(const float* q, int query) {
 
 // A copy of a chunk's V with only `tokens` of it, the others zero.
 const std::uint32_t* AmxSpans::MaskValues(const std::uint32_t* v, std::uint32_t tokens, int index) {
-  std::uint32_t* copy = v_ + std::int64_t{index} * kSide * dim_;
-  for (int pair = 0; pair < kSide; ++pair, tokens >>= 2) {
+  std::uint32_t* copy = v_ + std::int64_t{index} * kTileSide * dim_;
+  for (int pair = 0; pair < kTileSide; ++pair, tokens >>= 2) {
     const std::uint32_t halves = (tokens & 1 ? 0xffffu : 0) | (tokens & 2 ? 0xffff0000u : 0);
     const __m512i keep = _mm512_set1_epi32(static_cast<int>(halves));
     for (int d = pair * dim_; d < (pair + 1) * dim_; d += kLanes) {
@@ -112,7 +110,7 @@ void AmxSpans::FindChunks(const Tile& tile, int span) {
     const auto tokens = static_cast<std::uint32_t>(any[page] >> (half * kChunk));
     if (tokens == 0) continue;
     const std::uint32_t* k = PageAt(task_.pages, blocks[page], tile.head);
-    const std::uint32_t* v = k + KeyWords(dim_) + half * kSide * dim_;
+    const std::uint32_t* v = k + KeyWords(dim_) + half * kTileSide * dim_;
     if (tokens != ~std::uint32_t{0}) v = MaskValues(v, tokens, i);
     chunks_[count_++] = {k + half * kChunk, v, i};
   }
@@ -131,24 +129,24 @@ void AmxSpans::Scores(const std::uint16_t* q) {
       _tile_zero(3);
     }
     const std::uint32_t* k = chunks_[c].k;
-    for (int d = 0; d < dim_; d += kBlock, k += kSide * kBlockTokens) {
+    for (int d = 0; d < dim_; d += kBlock, k += kTileSide * kBlockTokens) {
       _tile_loadd(4, q + d, q_stride);
       _tile_loadd(6, k, k_stride);
-      _tile_loadd(7, k + kSide, k_stride);
+      _tile_loadd(7, k + kTileSide, k_stride);
       _tile_dpbf16ps(0, 4, 6);
       _tile_dpbf16ps(1, 4, 7);
       if constexpr (kRowTiles == 2) {
-        _tile_loadd(5, q + kSide * dim_ + d, q_stride);
+        _tile_loadd(5, q + kTileSide * dim_ + d, q_stride);
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
       }
     }
     _tile_stored(0, s, 64);
-    _tile_stored(1, s + kSide * kSide, 64);
+    _tile_stored(1, s + kTileSide * kTileSide, 64);
     if constexpr (kRowTiles == 2) {
       float* second = s + kChunks * kChunkFloats;
       _tile_stored(2, second, 64);
-      _tile_stored(3, second + kSide * kSide, 64);
+      _tile_stored(3, second + kTileSide * kTileSide, 64);
     }
   }
 }
@@ -156,10 +154,10 @@ void AmxSpans::Scores(const std::uint16_t* q) {
 // Log-sum-exp of the sinks for the queries of one tile, `first` and on. A row that reads the sinks
 // reads all of them, so the first chunks are theirs.
 void AmxSpans::Sinks(int first, const SpanSums& out) {
-  const float* s = s_ + first / kSide % 2 * kChunks * kChunkFloats;
+  const float* s = s_ + first / kTileSide % 2 * kChunks * kChunkFloats;
   F32v lse = Set(kMinusInfinity);
-  for (int begin = 0; begin < sinks_; begin += kSide, s += kSide * kSide) {
-    const F32v more = ColumnsLse(s, kSide, Smaller(sinks_ - begin, kSide), task_.scale);
+  for (int begin = 0; begin < sinks_; begin += kTileSide, s += kTileSide * kTileSide) {
+    const F32v more = ColumnsLse(s, kTileSide, Smaller(sinks_ - begin, kTileSide), task_.scale);
     lse = begin == 0 ? more : LogAddExp(lse, more);
   }
   Store(out.sink + first, lse);
@@ -169,17 +167,18 @@ void AmxSpans::Sinks(int first, const SpanSums& out) {
 // lanes of t.
 template <bool kStats>
 void AmxSpans::Softmax(int query, const SpanSums& out) {
-  float* const s = s_ + query / kSide % 2 * kChunks * kChunkFloats + query % kSide * kSide;
+  float* const s =
+      s_ + query / kTileSide % 2 * kChunks * kChunkFloats + query % kTileSide * kTileSide;
   const auto* bits = reinterpret_cast<const std::uint32_t*>(masks_ + query / task_.group * kPages);
   constexpr std::uint32_t kAll = ~std::uint32_t{0};
   F32v largest[2] = {Set(kMinusInfinity), Set(kMinusInfinity)};
   for (int c = 0; c < count_; ++c) {
     const float* at = s + c * kChunkFloats;
     const std::uint32_t read = bits[chunks_[c].index];
-    F32v low = Load(at), high = Load(at + kSide * kSide);
+    F32v low = Load(at), high = Load(at + kTileSide * kTileSide);
     if (read != kAll) {
       low = Keep(low, read, Set(kMinusInfinity));
-      high = Keep(high, read >> kSide, Set(kMinusInfinity));
+      high = Keep(high, read >> kTileSide, Set(kMinusInfinity));
     }
     largest[0] = Max(largest[0], low);
     largest[1] = Max(largest[1], high);
@@ -194,15 +193,15 @@ void AmxSpans::Softmax(int query, const SpanSums& out) {
     float* at = s + c * kChunkFloats;
     const std::uint32_t read = bits[chunks_[c].index];
     F32v low_off = Mul(Sub(Load(at), shift), factor);
-    F32v high_off = Mul(Sub(Load(at + kSide * kSide), shift), factor);
+    F32v high_off = Mul(Sub(Load(at + kTileSide * kTileSide), shift), factor);
     F32v low = Exp2(low_off);
     F32v high = Exp2(high_off);
     if (read != kAll) {
       low = Keep(low, read, Zero());
-      high = Keep(high, read >> kSide, Zero());
+      high = Keep(high, read >> kTileSide, Zero());
       if constexpr (kStats) {
         low_off = Keep(low_off, read, Zero());
-        high_off = Keep(high_off, read >> kSide, Zero());
+        high_off = Keep(high_off, read >> kTileSide, Zero());
       }
     }
     if constexpr (kStats) {
@@ -233,7 +232,7 @@ void AmxSpans::Values(float* o) {
       const std::uint32_t* v = chunks_[c].v + d;
       _tile_loadd(4, p, 64);
       _tile_loadd(6, v, v_stride);
-      _tile_loadd(7, v + kSide, v_stride);
+      _tile_loadd(7, v + kTileSide, v_stride);
       _tile_dpbf16ps(0, 4, 6);
       _tile_dpbf16ps(1, 4, 7);
       if constexpr (kRowTiles == 2) {
@@ -243,11 +242,11 @@ void AmxSpans::Values(float* o) {
       }
     }
     _tile_stored(0, o + d, o_stride);
-    _tile_stored(1, o + d + kSide, o_stride);
+    _tile_stored(1, o + d + kTileSide, o_stride);
     if constexpr (kRowTiles == 2) {
-      float* second = o + std::int64_t{kSide} * dim_ + d;
+      float* second = o + std::int64_t{kTileSide} * dim_ + d;
       _tile_stored(2, second, o_stride);
-      _tile_stored(3, second + kSide, o_stride);
+      _tile_stored(3, second + kTileSide, o_stride);
     }
   }
 }
@@ -257,9 +256,9 @@ void AmxSpans::Block(int first, const SpanSums& out) {
   StoresBeforeTileLoads();
   Scores<kRowTiles>(q_ + std::int64_t{first} * dim_);
   if constexpr (kStats) {
-    for (int tile = 0; tile < kRowTiles; ++tile) Sinks(first + tile * kSide, out);
+    for (int tile = 0; tile < kRowTiles; ++tile) Sinks(first + tile * kTileSide, out);
   }
-  for (int query = first; query < Smaller(first + kRowTiles * kSide, queries_); ++query) {
+  for (int query = first; query < Smaller(first + kRowTiles * kTileSide, queries_); ++query) {
     Softmax<kStats>(query, out);
   }
   StoresBeforeTileLoads();
@@ -271,7 +270,7 @@ void AmxSpans::Run(const Tile& tile, int span, const SpanSums& out) {
   sinks_ = SinksIn(task_.rows.sinks, span, kSpanTokens);
   const bool stats = out.t != nullptr;
   for (int first = 0; first < queries_; first += kBlock) {
-    if (queries_ - first > kSide) {
+    if (queries_ - first > kTileSide) {
       stats ? Block<2, true>(first, out) : Block<2, false>(first, out);
     } else {
       stats ? Block<1, true>(first, out) : Block<1, false>(first, out);

@@ -32,7 +32,6 @@ namespace metattn::cpu::METATTN_ISA {
 namespace {
 
 constexpr int kPagesPerSpan = kSpanTokens / kBlockTokens;
-constexpr float kMinusInfinity = -__builtin_inff();
 
 // Scratch of one worker for a tile; Q queries, each array 64-byte aligned.
 struct TileScratch {

@@ -14,7 +14,6 @@
 namespace metattn::cpu::METATTN_ISA {
 namespace {
 
-constexpr float kMinusInfinity = -__builtin_inff();
 constexpr int kAheadWords = 1024;  // W of decode comes from memory
 constexpr float kShared = 80.0f;   // largest minus smallest y for which one exponential does
 

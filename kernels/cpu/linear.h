@@ -23,6 +23,9 @@ struct LinearJob {
   std::int64_t tokens;
 };
 
+// How far ahead weights are asked for: linear_rows.cc says why.
+inline constexpr int kAheadBytes = 1792;
+
 void LinearRows(const LinearJob& job, OpContext& context);
 
 #if defined(__AMX_BF16__)

@@ -21,7 +21,6 @@
 namespace metattn::cpu::METATTN_ISA {
 namespace {
 
-constexpr float kMinusInfinity = -__builtin_inff();
 constexpr int kQueries = 64;                  // query vectors of FarLinear at a time on tiles
 constexpr std::int64_t kWaveBytes = 2 << 20;  // features of keys that LinearAbsorb makes at a time
 

@@ -17,7 +17,6 @@
 namespace metattn::cpu::METATTN_ISA {
 namespace {
 
-constexpr float kMinusInfinity = -__builtin_inff();
 constexpr int kRowsPerUnit = 64;
 
 // Odds of some eligible rows for one query head.

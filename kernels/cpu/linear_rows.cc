@@ -29,7 +29,6 @@ constexpr int kBlocks[] = {1, 2, 4, 6};
 #endif
 constexpr int kWidest = kBlocks[sizeof kBlocks / sizeof kBlocks[0] - 1];
 constexpr std::int64_t kChunkBytes = 48 << 10;
-constexpr int kAheadBytes = 1792;
 constexpr std::int64_t kSerialPrepare = 16;  // rows of x from which threads share its preparation
 
 // x as the kernels read it.

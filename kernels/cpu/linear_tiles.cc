@@ -22,12 +22,10 @@
 namespace metattn::cpu::METATTN_ISA {
 namespace {
 
-constexpr int kSide = 16;             // rows of a tile
 constexpr std::int64_t kTile = 1024;  // bytes of a tile
 constexpr std::int64_t kPair = 2;     // panels a thread takes
 constexpr int kFewTiles = 4;          // of rows of x: up to here decoding is the larger part
-constexpr int kAheadBytes = 1792;
-static_assert(kSide == kLanes && kGroup == 2 * kSide);
+static_assert(kTileSide == kLanes && kGroup == 2 * kTileSide);
 
 // Lanes of columns c (low) and c + 1 (high) as one row of B.
 METATTN_INLINE void StorePairs(F32v low, F32v high, std::byte* to) {
@@ -85,8 +83,8 @@ const std::byte* RoundActivations(const LinearJob& job, const Shape& shape, OpCo
   std::byte* all =
       context.scratch.Shared(static_cast<std::size_t>(shape.row_tiles * row_tile_bytes));
   context.pool.ParallelFor(shape.row_tiles, 1, [&](std::int64_t begin, std::int64_t end, int) {
-    for (std::int64_t row = begin * kSide; row < end * kSide; ++row) {
-      std::byte* to = all + row / kSide * row_tile_bytes + row % kSide * 64;
+    for (std::int64_t row = begin * kTileSide; row < end * kTileSide; ++row) {
+      std::byte* to = all + row / kTileSide * row_tile_bytes + row % kTileSide * 64;
       if (row < job.tokens) {
         RoundRow(job.x + row * shape.cols, shape.cols, to);
       } else {
@@ -97,7 +95,7 @@ const std::byte* RoundActivations(const LinearJob& job, const Shape& shape, OpCo
   return all;
 }
 
-using Tile = float[kSide][kSide];  // a C tile in memory
+using Tile = float[kTileSide][kTileSide];  // a C tile in memory
 
 // Rows of W that a panel holds.
 struct Panel {
@@ -122,7 +120,7 @@ Panel FindPanel(const PackedMatrix& weight, std::int64_t panel) {
 void StoreTile(const LinearJob& job, const Panel& panel, std::int64_t row, const Tile& c) {
   if (panel.lanes == 0) return;
   const std::int64_t n = job.weight.rows();
-  const int rows = static_cast<int>(Smaller<std::int64_t>(kSide, job.tokens - row));
+  const int rows = static_cast<int>(Smaller<std::int64_t>(kTileSide, job.tokens - row));
   const F32v bias = job.bias == nullptr ? Zero() : LoadN(job.bias + panel.column, panel.lanes);
   float* out = job.out + row * n + panel.column;
   for (int m = 0; m < rows; ++m) StoreN(out + m * n, Add(Load(c[m]), bias), panel.lanes);
@@ -177,7 +175,7 @@ void ManyRows(const LinearJob& job, const Shape& shape, const std::byte* a,
       MultiplyPair<1>(a + tile * next, b, shape.column_tiles, c);
     }
     for (int i = 0; i < (two ? 2 : 1); ++i) {
-      for (int p = 0; p < kPair; ++p) StoreTile(job, panels[p], (tile + i) * kSide, c[i][p]);
+      for (int p = 0; p < kPair; ++p) StoreTile(job, panels[p], (tile + i) * kTileSide, c[i][p]);
     }
   }
 }
@@ -233,7 +231,7 @@ void FewRows(const LinearJob& job, const Shape& shape, const std::byte* a, const
         return MultiplyFew<R, 4>(panel.data, shape, a, c);
     }
   });
-  for (int i = 0; i < shape.row_tiles; ++i) StoreTile(job, panel, i * kSide, c[i]);
+  for (int i = 0; i < shape.row_tiles; ++i) StoreTile(job, panel, i * kTileSide, c[i]);
 }
 
 }  // namespace
@@ -242,7 +240,7 @@ void LinearTiles(const LinearJob& job, OpContext& context) {
   Shape shape;
   shape.cols = job.weight.cols();
   shape.column_tiles = (shape.cols + kGroup - 1) / kGroup;
-  shape.row_tiles = (job.tokens + kSide - 1) / kSide;
+  shape.row_tiles = (job.tokens + kTileSide - 1) / kTileSide;
   const std::byte* a = RoundActivations(job, shape, context);
   const bool few = shape.row_tiles <= kFewTiles;
   const auto pair_bytes = static_cast<std::size_t>(kPair * shape.column_tiles * kTile);

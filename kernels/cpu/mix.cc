@@ -10,7 +10,7 @@
 namespace metattn::cpu::METATTN_ISA {
 namespace {
 
-constexpr std::int64_t kChunkPairs = 32;
+constexpr std::int64_t kMixChunkPairs = 32;
 
 class Mixer {
  public:
@@ -68,7 +68,7 @@ class Mixer {
 void Mix(const MixArgs& args, OpContext& context) {
   if (args.tokens == 0 || args.heads == 0) return;
   context.pool.ParallelFor(
-      args.tokens * args.heads, kChunkPairs,
+      args.tokens * args.heads, kMixChunkPairs,
       [&](std::int64_t begin, std::int64_t end, int) { Mixer(args).Run(begin, end); });
 }
 

@@ -6,7 +6,7 @@
 namespace metattn::cpu::METATTN_ISA {
 namespace {
 
-constexpr std::int64_t kChunkValues = 8192;
+constexpr std::int64_t kNormChunkValues = 8192;
 constexpr int kSums = 4;
 
 // Adds delta (may be null) to the row and returns the sum of its squares.
@@ -58,7 +58,7 @@ void Norm(const NormArgs& args, OpContext& context) {
   auto* out = args.out.As<float>();
   const std::int64_t dim = args.dim;
   if (dim == 0) return;
-  const std::int64_t chunk = kChunkValues / dim + 1;
+  const std::int64_t chunk = kNormChunkValues / dim + 1;
   context.pool.ParallelFor(args.tokens, chunk, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t t = begin; t < end; ++t) {
       const float* add = delta == nullptr ? nullptr : delta + t * dim;

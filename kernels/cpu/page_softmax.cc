@@ -12,7 +12,6 @@ namespace {
 
 constexpr int kPageVectors = kBlockTokens / kLanes;
 constexpr float kExpLimit = 110.0f;  // exp(-kExpLimit) is 0
-constexpr float kMinusInfinity = -__builtin_inff();
 
 // With kStats t too.
 template <bool kStats>

@@ -21,6 +21,8 @@
 
 namespace metattn::cpu::METATTN_ISA {
 
+inline constexpr float kMinusInfinity = -__builtin_inff();
+
 template <typename T>
 METATTN_INLINE constexpr T Smaller(T a, T b) {
   return b < a ? b : a;

@@ -10,16 +10,16 @@ namespace metattn::ref {
 namespace {
 
 // The partial triple of one row and query head.
-struct Place {
+struct Triple {
   float *o, *m, *l;
 };
 
-Place At(const Partial& partial, std::int64_t index, int head_dim) {
+Triple At(const Partial& partial, std::int64_t index, int head_dim) {
   return {partial.o.As<float>() + index * head_dim, partial.m.As<float>() + index,
           partial.l.As<float>() + index};
 }
 
-void Copy(const Place& from, const Place& to, int head_dim) {
+void Copy(const Triple& from, const Triple& to, int head_dim) {
   std::copy_n(from.o, head_dim, to.o);
   *to.m = *from.m;
   *to.l = *from.l;
@@ -28,7 +28,7 @@ void Copy(const Place& from, const Place& to, int head_dim) {
 // One query head's step; `weight` is the mechanism's.
 void Step(const MixArgs& args, std::int64_t index, float weight) {
   const int d = args.head_dim;
-  const Place row = At(args.partial, index, d), kept = At(args.kept, index, d);
+  const Triple row = At(args.partial, index, d), kept = At(args.kept, index, d);
   float* sum = args.sum.As<float>() + index * d;
   const bool first = args.step == Mechanism::kLocal;
   for (int i = 0; i < d; ++i) {

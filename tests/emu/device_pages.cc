@@ -16,9 +16,7 @@ namespace emu {
 namespace {
 
 constexpr std::size_t kPage = 4096;
-constexpr std::size_t kAlign = 256;
 constexpr std::size_t kFreedRanges = 256;
-constexpr int kNanByte = 0xff;  // as bf16, half or float: NaN; as an index: far outside
 
 constexpr std::size_t RoundUp(std::size_t n, std::size_t to) { return (n + to - 1) / to * to; }
 

@@ -12,6 +12,9 @@
 
 namespace emu {
 
+constexpr std::size_t kAlign = 256;  // of every allocation, as CUDA's
+constexpr int kNanByte = 0xff;       // as bf16, half or float: NaN; as an index: far outside
+
 // `bytes` up to the guard page except for what alignment to 256 needs; filled with NaN bits.
 void* MapDevicePages(std::size_t bytes);
 void UnmapDevicePages(void* data, std::size_t bytes);

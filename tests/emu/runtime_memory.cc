@@ -17,9 +17,6 @@
 namespace emu {
 namespace {
 
-constexpr std::size_t kAlign = 256;
-constexpr int kNanByte = 0xff;  // as bf16, half or float: NaN; as an index: far outside
-
 std::size_t RoundUp(std::size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
 std::uintptr_t Address(const void* p) { return reinterpret_cast<std::uintptr_t>(p); }

@@ -10,7 +10,7 @@
 namespace metattn::testing {
 namespace {
 
-std::vector<AttentionShape> Shapes() {
+std::vector<AttentionShape> StatsShapes() {
   return {
       {.heads = 3, .group = 3, .sequences = {{900, 1}, {0, 1}, {322, 1}, {257, 2}, {520, 1}}},
       {.heads = 2, .group = 3, .window = 64, .sequences = {{0, 200}}},
@@ -89,7 +89,7 @@ class AttentionStatsTest : public ::testing::TestWithParam<BackendParam> {};
 
 TEST_P(AttentionStatsTest, EligibleRowsGetTheSinksLogSumExpAndTheMeanScore) {
   Rig rig(GetParam());
-  for (const AttentionShape& shape : Shapes()) {
+  for (const AttentionShape& shape : StatsShapes()) {
     AttentionWorld world(rig, shape, 21);
     world.AppendAll();
     const StepRows rows = world.Rows();
@@ -115,7 +115,7 @@ TEST_P(AttentionStatsTest, ScoresInTheHundredsKeepTheirStatistics) {
 
 TEST_P(AttentionStatsTest, ThePartialsAreTheSameBitsWithAndWithoutStatistics) {
   Rig rig(GetParam());
-  for (const AttentionShape& shape : Shapes()) {
+  for (const AttentionShape& shape : StatsShapes()) {
     AttentionWorld world(rig, shape, 23);
     world.AppendAll();
     const StepRows rows = world.Rows();

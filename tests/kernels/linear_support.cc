@@ -8,8 +8,8 @@
 namespace metattn::testing {
 namespace {
 
-constexpr int kLayers = 2;
-constexpr double kTiny = 1e-37;  // what underflow may take
+constexpr int kStateLayers = 2;
+constexpr double kUnderflow = 1e-37;  // what underflow may take
 
 double Stored(float value) { return Bf16ToF32(F32ToBf16(value)); }
 
@@ -49,9 +49,9 @@ LinearWorld::LinearWorld(Rig& rig, const LinearCase& shape, std::uint64_t seed)
   kappa_ = Randoms(static_cast<std::size_t>(q_heads), seed + 104);
   const auto slots = static_cast<std::int64_t>(shape.attention.sequences.size()) + 2;
   const std::int64_t bytes = StateBytes(features_, d);
-  table_floats_ = slots * kLayers * heads * (bytes / 4);
+  table_floats_ = slots * kStateLayers * heads * (bytes / 4);
   states_ = {.base = rig.Space(static_cast<std::size_t>(table_floats_) * 4),
-             .slot_stride = kLayers * heads};
+             .slot_stride = kStateLayers * heads};
   states_.base.offset_bytes = static_cast<std::size_t>(heads * bytes);
 }
 
@@ -158,7 +158,7 @@ LinearResult LinearWorld::Run(const StepRows& rows) {
 }
 
 const float* LinearWorld::StateIn(const std::vector<float>& table, int sequence, int head) const {
-  const int place = (Slot(sequence) * kLayers + 1) * shape_.attention.heads + head;
+  const int place = (Slot(sequence) * kStateLayers + 1) * shape_.attention.heads + head;
   return table.data() + static_cast<std::ptrdiff_t>(place) * state_floats();
 }
 
@@ -256,7 +256,7 @@ ExpectedRow LinearWorld::Expect(int q_head, const float* q, float m, float l,
       magnitude += expected.features.phi[f] * state.s_magnitude[f * d + i] / weight;
     }
     expected.value_bound[i] =
-        magnitude * products + std::abs(expected.value[i]) * (relative + 4 * kF32) + kTiny;
+        magnitude * products + std::abs(expected.value[i]) * (relative + 4 * kF32) + kUnderflow;
   }
   return expected;
 }
