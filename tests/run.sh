@@ -84,6 +84,7 @@ run_calibration_pytest() {
 model_again='^Backends/(Paper|Routed)Model\..*/(ref|cpu_avx2)( |$)|/ranks1_threads1_|^Levels/EveryIsa.GreedyTokens'
 # ThreadSanitizer runs what has label threads; cases of a single thread are left out.
 one_thread='^Backends/.*/(ref|cpu_(avx2|avx512|amx|amx_deterministic))( |$)|/ranks1_threads1_'
+one_thread+='|^Backends/(Routed|Paper)Model.(Forced|Every|Chunks|Company|IsCausal|OneController|ASlot|AllTheWeight|Eta|ALog)'
 
 # configure_and_build PRESET [TARGET...]
 configure_and_build() {

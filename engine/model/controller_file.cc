@@ -12,9 +12,9 @@
 #include "engine/formats/safetensors.h"
 #include "engine/formats/status_macros.h"
 #include "engine/formats/tensor_layout.h"
+#include "engine/model/block_hash.h"
 #include "engine/model/controller_json.h"
 #include "engine/model/fingerprint.h"
-#include "engine/model/page_pool.h"
 #include "engine/model/tensor_values.h"
 
 namespace metattn {

@@ -11,29 +11,14 @@
 #include <cstdint>
 #include <list>
 #include <optional>
-#include <span>
-#include <string_view>
 #include <unordered_map>
 #include <vector>
 
-#include "engine/model/route_policy.h"
+#include "engine/model/block_hash.h"
 
 namespace metattn {
 
 using BlockId = std::int32_t;
-// 128 bits, so that a chance collision (which would show another user's text) is out of the
-// question.
-struct BlockHash {
-  std::uint64_t hi = 0, lo = 0;
-  bool operator==(const BlockHash&) const = default;
-};
-
-// Chain start: everything that makes K/V of equal tokens differ (model, window, sinks, K/V dtype,
-// controller).
-BlockHash SeedHash(std::string_view identity);
-// Next link: kBlockTokens tokens and the policy of each.
-BlockHash ChainHash(const BlockHash& parent, std::span<const std::int32_t> tokens,
-                    std::span<const RoutePolicy> policy);
 
 class PagePool {
  public:

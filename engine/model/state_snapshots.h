@@ -2,7 +2,7 @@
 // or a sequence that comes back after a preemption, absorbs only the tokens behind the snapshot
 // instead of all of them (design section 3: states can always be rebuilt, snapshots save time).
 //
-// A snapshot is the state after whole blocks of tokens; the hash of the last of them (page_pool.h)
+// A snapshot is the state after whole blocks of tokens; the hash of the last of them (block_hash.h)
 // names it. Bookkeeping of slot numbers only: the plan tells workers what to copy. Capacity is
 // fixed; the least recently used goes first. Pure, one thread. Every operation is O(1), Find
 // O(blocks).
@@ -15,7 +15,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "engine/model/page_pool.h"
+#include "engine/model/block_hash.h"
 
 namespace metattn {
 
