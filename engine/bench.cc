@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/strings/str_format.h"
+#include "engine/model/page_pool.h"
 #include "nlohmann/json.hpp"
 
 namespace metattn {
@@ -15,10 +16,6 @@ using Clock = std::chrono::steady_clock;
 
 double Since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-std::int32_t BlocksFor(std::int64_t tokens) {
-  return static_cast<std::int32_t>((tokens + kBlockTokens - 1) / kBlockTokens);
 }
 
 // The sequences of one policy: their text, blocks and state slots, the same for every repeat. The
@@ -34,7 +31,7 @@ class Runs {
         first_(baseline ? options.sequences : 0) {
     const std::int32_t longest =
         std::max(options.prompt_tokens, options.context + options.decode_tokens);
-    blocks_per_sequence_ = BlocksFor(longest);
+    blocks_per_sequence_ = static_cast<std::int32_t>(BlocksFor(longest));
     const std::size_t step = std::max<std::size_t>(text.size() / options.sequences, 1);
     for (std::int32_t s = 0; s < options.sequences; ++s) starts_.push_back(s * step);
   }
@@ -221,8 +218,7 @@ WorkerLimits LimitsForBench(const BenchOptions& options) {
   limits.max_sequences = options.sequences * contests;  // state slots
   limits.max_logit_rows = options.sequences;
   limits.max_context = std::max(longest, 1);
-  limits.min_blocks =
-      std::max<std::int64_t>(1, std::int64_t{BlocksFor(longest)} * options.sequences * contests);
+  limits.min_blocks = std::max<std::int64_t>(1, BlocksFor(longest) * options.sequences * contests);
   limits.max_blocks = limits.min_blocks;
   return limits;
 }
@@ -254,7 +250,7 @@ absl::StatusOr<BenchReport> RunBench(Worker& worker, std::span<const std::int32_
 
 namespace {
 
-nlohmann::json Json(const BenchTimings& t) {
+nlohmann::json TimingsJson(const BenchTimings& t) {
   return {{"prefill_tokens_per_s", t.prefill_tokens_per_s},
           {"prefill_attention_ms", t.prefill_attention_ms},
           {"decode_tokens_per_s", t.decode_tokens_per_s},
@@ -269,12 +265,12 @@ nlohmann::json Json(const BenchTimings& t) {
 }  // namespace
 
 std::string ToJson(const BenchReport& r) {
-  nlohmann::json json = Json(r.timings);
+  nlohmann::json json = TimingsJson(r.timings);
   json["ranks"] = r.ranks;
   json["threads_per_rank"] = r.threads_per_rank;
   json["isa"] = r.isa;
   json["weight_bytes"] = r.weight_bytes;
-  if (r.baseline) json["baseline"] = Json(*r.baseline);
+  if (r.baseline) json["baseline"] = TimingsJson(*r.baseline);
   return json.dump();
 }
 

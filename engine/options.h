@@ -16,17 +16,18 @@ struct ModelOptions {
   std::string device = "cpu";  // --device: cpu, ref or cuda
   std::string isa;             // METATTN_CPU_ISA
   int threads = 0;             // --threads per rank; 0: cores of this host / ranks on this host
-  std::vector<double> rank_weights;    // --rank-weights 2,1; empty: equal
-  std::vector<int> rank_devices;       // --rank-devices 0,1, with cuda; empty: number on the host
-  std::string controller;              // --controller: controller directory; empty: none
-  int window = 0;                      // --window, tokens; 0: the controller's, else 256
-  int sinks = -1;                      // --sinks, tokens; -1: the controller's, else 4
-  std::string record_decisions;        // --record-decisions: directory; empty: do not
-  std::string replay_decisions;        // --replay-decisions: directory; empty: decide
-  std::optional<double> force_share;   // --force-share: full at random, 0 to 1; none: decide
-  std::uint64_t force_share_seed = 1;  // --force-share-seed
-  bool deterministic = false;          // --deterministic
-  double collective_timeout_s = 30;    // --collective-timeout
+  std::vector<double> rank_weights;     // --rank-weights 2,1; empty: equal
+  std::vector<int> rank_devices;        // --rank-devices 0,1, with cuda; empty: number on the host
+  double device_memory_fraction = 0.9;  // --device-memory-fraction: of a GPU, for this process
+  std::string controller;               // --controller: controller directory; empty: none
+  int window = 0;                       // --window, tokens; 0: the controller's, else 256
+  int sinks = -1;                       // --sinks, tokens; -1: the controller's, else 4
+  std::string record_decisions;         // --record-decisions: directory; empty: do not
+  std::string replay_decisions;         // --replay-decisions: directory; empty: decide
+  std::optional<double> force_share;    // --force-share: full at random, 0 to 1; none: decide
+  std::uint64_t force_share_seed = 1;   // --force-share-seed
+  bool deterministic = false;           // --deterministic
+  double collective_timeout_s = 30;     // --collective-timeout
 };
 
 struct EngineOptions {
@@ -36,7 +37,7 @@ struct EngineOptions {
   int state_snapshots = 16;           // --linear-state-snapshots, with a controller
   int max_num_batched_tokens = 512;   // --max-num-batched-tokens, rows of one step
   int max_queue = 1024;               // --max-queue, requests waiting; past it RESOURCE_EXHAUSTED
-  std::int64_t kv_cache_bytes = 0;    // --kv-cache-memory per rank; 0: a quarter of what is free
+  std::int64_t kv_cache_bytes = 0;    // --kv-cache-memory per rank; 0: see its help
   bool prefix_reuse = true;           // --no-prefix-reuse
   RouteOptions route;                 // --route, --cost-weight, --eta: default for requests
   RoutingChange routing;              // bounds of requests' own wishes, elastic mode

@@ -12,10 +12,6 @@
 namespace metattn {
 namespace {
 
-std::int64_t BlocksFor(std::int64_t positions) {
-  return (positions + kBlockTokens - 1) / kBlockTokens;
-}
-
 // Place in the order of service. Arrival is counted at Add and kept through preemption.
 using Rank = std::pair<std::int32_t, std::uint64_t>;  // (priority, arrival), smaller is first
 

@@ -109,6 +109,7 @@ absl::Status RankWorker::MakeBackend() {
                    .isa = options_.isa,
                    .threads = place().threads,
                    .device = device_,
+                   .memory_fraction = options_.device_memory_fraction,
                    .deterministic = options_.deterministic,
                    .spin = !place().oversubscribed});
   if (absl::IsNotFound(kernels.status())) {
@@ -207,20 +208,25 @@ absl::Status RankWorker::Plan(const Checkpoint& checkpoint) {
   return absl::OkStatus();
 }
 
-// K/V blocks this rank has memory for: what was asked for, or a quarter of what the host has left,
-// shared by its ranks.
+// K/V blocks this rank has memory for: what was asked for, or what WorkerLimits says of the memory
+// of its device.
 absl::StatusOr<std::int64_t> RankWorker::BlocksThatFit(const Checkpoint& checkpoint) {
   absl::StatusOr<MemoryNeed> need =
       EstimateMemory(checkpoint, config_, slices_[comm_.rank()], transformer_options_);
   if (!need.ok()) return need.status();
   const std::int64_t fixed = need->weights + need->scratch;
-  const std::int64_t available = AvailableMemoryBytes() / place().ranks_on_host;
+  const std::optional<std::int64_t> own = kernels_->device().MemoryLeft();
+  const std::int64_t available = own ? *own : AvailableMemoryBytes() / place().ranks_on_host;
   std::int64_t budget = limits_.kv_cache_bytes;
-  if (budget == 0) budget = std::max<std::int64_t>(0, available - fixed) / 4;
+  if (budget == 0) {  // kernels of a GPU keep scratch of their own; a host has other programs
+    const std::int64_t rest = std::max<std::int64_t>(0, available - fixed);
+    budget = own ? rest / 10 * 9 : rest / 4;
+  }
   if (fixed + (limits_.kv_cache_bytes == 0 ? 0 : budget) > available) {
     return absl::ResourceExhaustedError(absl::StrFormat(
-        "rank %d: weights and scratch %s + K/V %s do not fit into the %s it may use", comm_.rank(),
-        Gibibytes(fixed), Gibibytes(limits_.kv_cache_bytes), Gibibytes(available)));
+        "rank %d: weights and scratch %s + K/V %s do not fit into the %s it may use%s",
+        comm_.rank(), Gibibytes(fixed), Gibibytes(limits_.kv_cache_bytes), Gibibytes(available),
+        own ? absl::StrFormat(" of CUDA device %d (--device-memory-fraction)", device_) : ""));
   }
   std::int64_t blocks =
       limits_.max_blocks > 0 ? limits_.max_blocks : std::numeric_limits<std::int32_t>::max();

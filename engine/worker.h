@@ -32,7 +32,8 @@ struct WorkerLimits {
   int state_snapshots = 0;  // see TransformerOptions
   int max_context = 0;      // positions; 0: the model's own
   std::int64_t kv_cache_bytes =
-      0;  // per rank; 0: a quarter of what is free on the host, shared by its ranks
+      0;  // per rank; 0: nine tenths of a GPU's budget behind weights and scratch, or a quarter of
+          // what is free on the host, shared by its ranks
   std::int64_t min_blocks = 1;  // fewer is an error that says how much memory is missing
   std::int64_t max_blocks = 0;  // no more than this, however much memory there is; 0: no limit
   int max_shadow_rows = 0;      // of a step; 0: no quality watch

@@ -11,10 +11,10 @@
 
 namespace metattn {
 
-// On the GPU of that number; deterministic as KernelsOptions says. NOT_FOUND without one, INTERNAL
-// when the driver refuses.
-[[gnu::weak]] absl::StatusOr<std::unique_ptr<Kernels>> MakeCudaKernels(int device,
-                                                                       bool deterministic);
+// NOT_FOUND without the GPU that the options name, RESOURCE_EXHAUSTED when others hold its memory,
+// INTERNAL when the driver refuses.
+[[gnu::weak]] absl::StatusOr<std::unique_ptr<Kernels>> MakeCudaKernels(
+    const KernelsOptions& options);
 
 inline bool HasCudaBackend() { return &MakeCudaKernels != nullptr; }
 

@@ -10,8 +10,10 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string_view>
 #include <utility>
 
@@ -47,6 +49,9 @@ struct View {
   }
 };
 
+// What Stream::Repeat did.
+enum class Repeated { kRun, kRecorded, kReplayed };
+
 class Stream {
  public:
   virtual ~Stream() = default;
@@ -57,6 +62,15 @@ class Stream {
   // Seconds between two marks; both must have been passed (call Synchronize first).
   virtual double SecondsBetween(int from, int to) const = 0;
   virtual void ResetMarks() = 0;
+  // Enqueues what `enqueue` does. A stream that can records it when it meets `key` for the second
+  // time and from then on enqueues the record in one call, without calling `enqueue`. So equal keys
+  // mean equal operations on the same places, of which only the contents may differ, and nothing
+  // inside may wait for the stream. Marks inside have the numbers they had, and times of their own.
+  virtual Repeated Repeat([[maybe_unused]] std::string_view key,
+                          const std::function<void()>& enqueue) {
+    enqueue();
+    return Repeated::kRun;
+  }
 };
 
 class Device {
@@ -65,6 +79,9 @@ class Device {
   virtual std::string_view name() const = 0;
   // RESOURCE_EXHAUSTED names the bytes asked for.
   virtual absl::StatusOr<Buffer> Allocate(std::size_t bytes) = 0;
+  // Bytes that Allocate can still give, of a device with memory of its own; nothing where the
+  // memory is the host's.
+  virtual std::optional<std::int64_t> MemoryLeft() const { return std::nullopt; }
   virtual absl::StatusOr<std::unique_ptr<Stream>> NewStream() = 0;
   virtual void CopyIn(const void* host, View to, std::size_t bytes, Stream& stream) = 0;
   virtual void CopyOut(View from, void* host, std::size_t bytes, Stream& stream) = 0;

@@ -191,8 +191,10 @@ struct KernelsOptions {
   std::string backend = "cpu";  // "ref", "cpu" or, where it is linked in, "cuda"
   std::string
       isa;  // cpu only: "avx2", "avx512", ...; empty: METATTN_CPU_ISA, else the best there is
-  int threads = 1;             // including the caller
-  int device = 0;              // cuda only: which GPU
+  int threads = 1;  // including the caller
+  int device = 0;   // cuda only: which GPU
+  double memory_fraction =
+      0.9;  // cuda only: of the GPU's memory, for all that this process allocates there
   bool deterministic = false;  // every row through batch-independent kernels
   bool spin = true;  // threads spin briefly before they sleep; false when threads exceed the cores
 };

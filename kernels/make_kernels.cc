@@ -26,7 +26,7 @@ absl::StatusOr<std::unique_ptr<Kernels>> MakeKernels(const KernelsOptions& optio
     return *std::move(kernels);
   }
   if (options.backend == "cuda") {
-    if (HasCudaBackend()) return MakeCudaKernels(options.device, options.deterministic);
+    if (HasCudaBackend()) return MakeCudaKernels(options);
     return absl::InvalidArgumentError("this program was built without the cuda backend");
   }
   return absl::InvalidArgumentError(

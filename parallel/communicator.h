@@ -82,6 +82,11 @@ class Communicator {
 
   [[nodiscard]] virtual absl::Status Barrier() = 0;
 
+  // Call it after Stream::Repeat of something that holds operations of this communicator, with its
+  // result: repeated operations are counted, timed and watched like others.
+  virtual void AfterRepeat([[maybe_unused]] std::string_view key, [[maybe_unused]] Repeated how,
+                           [[maybe_unused]] Stream& stream) {}
+
   virtual CommStats TakeStats() = 0;
 };
 

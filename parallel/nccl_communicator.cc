@@ -11,6 +11,7 @@
 #include <condition_variable>
 #include <cstdio>
 #include <cstring>
+#include <map>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -66,12 +67,19 @@ class NcclCommunicator final : public Communicator {
   }
   absl::Status Barrier() override { return control_.Barrier(); }
   CommStats TakeStats() override;
+  void AfterRepeat(std::string_view key, Repeated how, Stream& stream) override;
 
  private:
   // One operation's time on the device.
   struct Timed {
     cudaEvent_t begin = nullptr, end = nullptr;
     std::int64_t bytes = 0;
+  };
+  // The operations of a record of a stream.
+  struct Recorded {
+    std::vector<Timed> timed;
+    std::int64_t bytes = 0, calls = 0;
+    bool launched = false;  // since its times were collected
   };
 
   absl::StatusOr<ncclUniqueId> ShareId();
@@ -80,8 +88,11 @@ class NcclCommunicator final : public Communicator {
   template <typename Work>
   absl::Status Enqueue(const char* what, std::int64_t bytes, cuda::CudaStream& stream,
                        const Work& work);
-  Timed* NextTimed(cuda::CudaStream& stream);
+  static Timed NewTimed(cuda::CudaStream& stream);
+  Timed& NextTimed(cuda::CudaStream& stream);
+  void CollectTime(const Timed& timed);
   void CollectTimes();
+  static void Destroy(std::vector<Timed>* all);
   absl::Status Check(View view, std::int64_t count, const char* what);
   absl::Status Fail(absl::Status status) {
     dead_ = std::move(status);
@@ -104,6 +115,9 @@ class NcclCommunicator final : public Communicator {
   WaitMeter meter_;
   std::vector<Timed> timed_;  // used again after TakeStats
   std::size_t timed_count_ = 0;
+  Recorded recording_;  // what the stream is recording now; bytes and calls: before it
+  std::map<std::string, Recorded, std::less<>> recorded_;
+  cudaEvent_t after_record_ = nullptr;
 
   // Every call of NCCL after the start is made under the lock, which the watching thread takes too.
   std::mutex mutex_;
@@ -187,10 +201,18 @@ NcclCommunicator::~NcclCommunicator() {
     const bool ended = dead_.ok() && WaitUntilIdle(ncclCommFinalize(comm_)) == ncclSuccess;
     (void)(ended ? ncclCommDestroy(comm_) : ncclCommAbort(comm_));
   }
-  for (const Timed& t : timed_) {
+  Destroy(&timed_);
+  Destroy(&recording_.timed);
+  for (auto& [key, recorded] : recorded_) Destroy(&recorded.timed);
+  if (after_record_ != nullptr) (void)cudaEventDestroy(after_record_);
+}
+
+void NcclCommunicator::Destroy(std::vector<Timed>* all) {
+  for (const Timed& t : *all) {
     (void)cudaEventDestroy(t.begin);
     (void)cudaEventDestroy(t.end);
   }
+  all->clear();
 }
 
 // ---- operations ---------------------------------------------------------------------------------
@@ -211,28 +233,32 @@ ncclResult_t NcclCommunicator::WaitUntilIdle(ncclResult_t result) {
   return result;
 }
 
-NcclCommunicator::Timed* NcclCommunicator::NextTimed(cuda::CudaStream& stream) {
-  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
-  stream.Note(cudaStreamIsCapturing(stream.get(), &capture), "asking whether a stream is captured");
-  if (capture != cudaStreamCaptureStatusNone) return nullptr;
-  if (timed_count_ == kMostTimed) CollectTimes();
-  if (timed_count_ == timed_.size()) {
-    Timed made;
-    stream.Note(cudaEventCreate(&made.begin), "a new event");
-    stream.Note(cudaEventCreate(&made.end), "a new event");
-    timed_.push_back(made);
+NcclCommunicator::Timed NcclCommunicator::NewTimed(cuda::CudaStream& stream) {
+  Timed made;
+  stream.Note(cudaEventCreate(&made.begin), "a new event");
+  stream.Note(cudaEventCreate(&made.end), "a new event");
+  return made;
+}
+
+NcclCommunicator::Timed& NcclCommunicator::NextTimed(cuda::CudaStream& stream) {
+  if (stream.recording()) {
+    if (recording_.timed.empty()) {
+      recording_.bytes = stats_.bytes;
+      recording_.calls = stats_.calls;
+    }
+    return recording_.timed.emplace_back(NewTimed(stream));
   }
-  return &timed_[timed_count_++];
+  if (timed_count_ == kMostTimed) CollectTimes();
+  if (timed_count_ == timed_.size()) timed_.push_back(NewTimed(stream));
+  return timed_[timed_count_++];
 }
 
 template <typename Work>
 absl::Status NcclCommunicator::Enqueue(const char* what, std::int64_t bytes,
                                        cuda::CudaStream& stream, const Work& work) {
-  Timed* const timed = NextTimed(stream);
-  if (timed != nullptr) {
-    timed->bytes = bytes;
-    stream.Note(cudaEventRecord(timed->begin, stream.get()), "recording an event");
-  }
+  Timed& timed = NextTimed(stream);
+  timed.bytes = bytes;
+  stream.RecordEvent(timed.begin);
   const std::lock_guard lock(mutex_);
   const ncclResult_t result = WaitUntilIdle(work());
   if (result == ncclInProgress) {
@@ -242,13 +268,34 @@ absl::Status NcclCommunicator::Enqueue(const char* what, std::int64_t bytes,
     return Fail(absl::UnavailableError(
         absl::StrFormat("rank %d: %s failed in NCCL: %s", rank(), what, Words(result, comm_))));
   }
-  if (timed != nullptr) {
-    stream.Note(cudaEventRecord(timed->end, stream.get()), "recording an event");
-    watched_ = timed->end;
-    watched_what_ = what;
-    watched_since_ = Clock::now();
-  }
+  stream.RecordEvent(timed.end);
+  if (stream.recording()) return absl::OkStatus();
+  watched_ = timed.end;
+  watched_what_ = what;
+  watched_since_ = Clock::now();
   return absl::OkStatus();
+}
+
+void NcclCommunicator::AfterRepeat(std::string_view key, Repeated how, Stream& stream) {
+  if (size() == 1 || how == Repeated::kRun) return;
+  auto& cuda = static_cast<cuda::CudaStream&>(stream);
+  Recorded& recorded = recorded_[std::string(key)];
+  if (how == Repeated::kRecorded) {
+    Destroy(&recorded.timed);
+    recorded.bytes = stats_.bytes - recording_.bytes;
+    recorded.calls = stats_.calls - recording_.calls;
+    recorded.timed.swap(recording_.timed);
+  } else {
+    stats_.bytes += recorded.bytes;
+    stats_.calls += recorded.calls;
+  }
+  recorded.launched = true;
+  if (after_record_ == nullptr) cuda.Note(cudaEventCreate(&after_record_), "a new event");
+  cuda.RecordEvent(after_record_);
+  const std::lock_guard lock(mutex_);
+  watched_ = after_record_;
+  watched_what_ = "a recorded step";
+  watched_since_ = Clock::now();
 }
 
 absl::Status NcclCommunicator::Check(View view, std::int64_t count, const char* what) {
@@ -316,14 +363,20 @@ absl::Status NcclCommunicator::GatherV(View send, View recv, std::span<const std
 
 // ---- statistics ---------------------------------------------------------------------------------
 
-void NcclCommunicator::CollectTimes() {
-  for (std::size_t i = 0; i < timed_count_; ++i) {
-    float milliseconds = 0;
-    if (cudaEventElapsedTime(&milliseconds, timed_[i].begin, timed_[i].end) == cudaSuccess) {
-      meter_.Estimated(timed_[i].bytes, milliseconds * 1e-3);
-    }
+void NcclCommunicator::CollectTime(const Timed& timed) {
+  float milliseconds = 0;
+  if (cudaEventElapsedTime(&milliseconds, timed.begin, timed.end) == cudaSuccess) {
+    meter_.Estimated(timed.bytes, milliseconds * 1e-3);
   }
+}
+
+void NcclCommunicator::CollectTimes() {
+  for (std::size_t i = 0; i < timed_count_; ++i) CollectTime(timed_[i]);
   timed_count_ = 0;
+  for (auto& [key, recorded] : recorded_) {
+    if (!std::exchange(recorded.launched, false)) continue;
+    for (const Timed& timed : recorded.timed) CollectTime(timed);
+  }
 }
 
 CommStats NcclCommunicator::TakeStats() {

@@ -42,7 +42,8 @@ void AddFlags(CLI::App& app, Flags* f) {
   AddFlag(app, "--max-num-batched-tokens", f->bench.rows_per_step, "tokens of one prefill step")
       ->check(CLI::Range(1, 1 << 20));
   AddFlag(app, "--text", f->text, "file with the text to read; empty: a text of our own");
-  AddFlag(app, "--kv-cache-memory", f->kv_cache_bytes, "bytes per rank; 0: a quarter of the free")
+  AddFlag(app, "--kv-cache-memory", f->kv_cache_bytes,
+          "bytes per rank; 0: a quarter of the host's free memory, nine tenths of a GPU's")
       ->transform(CLI::AsSizeValue(false));
   AddSwitch(app, "--json", f->json, "one JSON object on standard output");
 }

@@ -30,7 +30,8 @@ void AddFlags(CLI::App& app, Flags* f) {
   AddFlag(app, "--max-tokens", f->eval.max_tokens, "tokens of the text to use; 0: all");
   AddFlag(app, "--max-num-batched-tokens", f->eval.rows_per_step, "tokens of one step")
       ->check(CLI::Range(1, 1 << 20));
-  AddFlag(app, "--kv-cache-memory", f->kv_cache_bytes, "bytes per rank; 0: a quarter of the free")
+  AddFlag(app, "--kv-cache-memory", f->kv_cache_bytes,
+          "bytes per rank; 0: a quarter of the host's free memory, nine tenths of a GPU's")
       ->transform(CLI::AsSizeValue(false));
   AddSwitch(app, "--json", f->json, "one JSON object on standard output");
 }

@@ -73,6 +73,9 @@ void AddModelFlags(CLI::App& app, ModelOptions* options) {
   AddFlag(app, "--rank-devices", options->rank_devices,
           "GPU of each rank, for example 0,2; default: a rank's number on its host")
       ->delimiter(',');
+  AddFlag(app, "--device-memory-fraction", options->device_memory_fraction,
+          "part of each GPU's memory that a rank may use, 0 to 1, with --device cuda")
+      ->check(CLI::Range(0.01, 1.0));
   AddFlag(app, "--cpu-isa", options->isa, "instruction set to use; empty: the best there is");
   AddFlag(app, "--threads", options->threads, "threads of a rank; 0: cores / ranks of this host")
       ->check(CLI::Range(0, 1024));
@@ -179,7 +182,8 @@ void AddEngineFlags(CLI::App& app, EngineOptions* options) {
   AddFlag(app, "--max-queue", options->max_queue, "requests that may wait; more are refused")
       ->check(CLI::Range(1, 1 << 24));
   AddFlag(app, "--kv-cache-memory", options->kv_cache_bytes,
-          "bytes per rank (512MiB, 2GiB, ...); 0: a quarter of what is free")
+          "bytes per rank (512MiB, 2GiB, ...); 0: a quarter of what the host has free, nine tenths "
+          "of what a GPU has")
       ->transform(CLI::AsSizeValue(false));
   app.add_flag_function(
          "--no-prefix-reuse", [options](std::int64_t on) { options->prefix_reuse = on <= 0; },

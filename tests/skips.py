@@ -8,6 +8,7 @@ this machine and whose pattern matches the test's name or its message.
 import os
 import pathlib
 import re
+import shutil
 import sys
 import xml.etree.ElementTree
 
@@ -35,6 +36,7 @@ CONDITIONS = {
     "no avx512": lambda: "avx512f" not in cpu_flags(),
     "no avx2": lambda: "avx2" not in cpu_flags(),
     "no amx": lambda: "amx_tile" not in cpu_flags(),
+    "no toolkit": lambda: not shutil.which("nvcc") and not pathlib.Path("/usr/local/cuda").exists(),
     "no protection keys": lambda: "ospke" not in cpu_flags(),
 }
 
@@ -47,6 +49,7 @@ EXPLAINED = [
     ("no avx512", r"(?i)avx-?512"),
     ("no avx2", r"(?i)avx-?2"),
     ("no amx", r"(?i)\bamx"),
+    ("no toolkit", r"CUDA toolkit"),
     ("no protection keys", r"memory protection keys"),
 ]
 

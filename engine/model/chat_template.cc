@@ -93,7 +93,7 @@ const Builtin* Recognise(std::string_view jinja) {
   return nullptr;
 }
 
-std::string Names() {
+std::string TemplateNames() {
   std::string names;
   for (const Builtin& builtin : kBuiltins) {
     absl::StrAppend(&names, names.empty() ? "" : ", ", std::string(builtin.name));
@@ -193,7 +193,7 @@ absl::Status CheckMessages(std::span<const ChatMessage> messages) {
 
 absl::StatusOr<ChatTemplate> ChatTemplate::Choose(const Tokenizer& tokenizer,
                                                   std::string_view forced) {
-  const std::string advice = "--chat-template can name one of: " + Names();
+  const std::string advice = "--chat-template can name one of: " + TemplateNames();
   const Builtin* builtin = nullptr;
   if (!forced.empty()) {
     builtin = Named(forced);

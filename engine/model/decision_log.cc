@@ -19,12 +19,12 @@
 namespace metattn {
 namespace {
 
-constexpr std::uint32_t kMagic = 0x4345444d;  // "MDEC"
-constexpr std::uint32_t kVersion = 1;
+constexpr std::uint32_t kLogMagic = 0x4345444d;  // "MDEC"
+constexpr std::uint32_t kLogVersion = 1;
 constexpr const char* kSuffix = ".decisions";
 
 struct Header {
-  std::uint32_t magic = kMagic, version = kVersion;
+  std::uint32_t magic = kLogMagic, version = kLogVersion;
   std::int32_t layers = 0, kv_heads = 0, head_begin = 0, head_end = 0;
 };
 
@@ -40,7 +40,7 @@ class FileRecorder final : public DecisionRecorder {
     std::filesystem::create_directories(args.directory, error);
     path_ = absl::StrFormat("%s/rank-%d%s", args.directory, args.rank, kSuffix);
     file_.open(path_, std::ios::binary | std::ios::trunc);
-    const Header header = {kMagic,        kVersion,        args.layers,
+    const Header header = {kLogMagic,     kLogVersion,     args.layers,
                            args.kv_heads, args.head_begin, args.head_end};
     file_.write(reinterpret_cast<const char*>(&header), sizeof(header));
     return Written();
@@ -101,7 +101,8 @@ absl::Status Replay::Load(const std::string& path) {
   Header header;
   if (bytes.size() < sizeof(header)) return damaged("is too short");
   std::memcpy(&header, bytes.data(), sizeof(header));
-  if (header.magic != kMagic || header.version != kVersion) return damaged("is no decision log");
+  if (header.magic != kLogMagic || header.version != kLogVersion)
+    return damaged("is no decision log");
   if (header.layers != layers_ || header.kv_heads != kv_heads_) {
     return damaged("was recorded with another model");
   }

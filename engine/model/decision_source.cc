@@ -2,18 +2,11 @@
 
 #include <algorithm>
 
+#include "engine/model/mix_bits.h"
 #include "kernels/check.h"
 
 namespace metattn {
 namespace {
-
-// SplitMix64's finaliser: every bit of the input moves every bit of the output.
-std::uint64_t Mix(std::uint64_t x) {
-  x += 0x9e3779b97f4a7c15u;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-  return x ^ (x >> 31);
-}
 
 class SharedByDraw final : public DecisionSource {
  public:
@@ -27,11 +20,11 @@ class SharedByDraw final : public DecisionSource {
     std::size_t at = 0;
     for (int layer = 0; layer < rows.layers; ++layer) {
       for (std::size_t t = 0; t < tokens; ++t) {
-        const std::uint64_t row =
-            Mix(Mix(seed_ ^ Mix(rows.request[t])) ^ static_cast<std::uint64_t>(rows.position[t]));
+        const std::uint64_t row = MixBits(MixBits(seed_ ^ MixBits(rows.request[t])) ^
+                                          static_cast<std::uint64_t>(rows.position[t]));
         for (int h = rows.head_begin; h < rows.head_end; ++h, ++at) {
-          const std::uint64_t draw = Mix(
-              row ^ Mix(static_cast<std::uint64_t>(layer) << 32 | static_cast<std::uint64_t>(h)));
+          const std::uint64_t draw = MixBits(row ^ MixBits(static_cast<std::uint64_t>(layer) << 32 |
+                                                           static_cast<std::uint64_t>(h)));
           const bool full = static_cast<double>(draw >> 11) * 0x1p-53 < share_;
           const Mechanism mechanism = rows.eligible[t] == 0 ? Mechanism::kLocal
                                       : full                ? Mechanism::kFull

@@ -291,12 +291,6 @@ void MetaController::FarLinear(int index, const Inputs& in, const WorkList& list
                       stream);
 }
 
-double MetaController::Seconds(const Stream& stream) const {
-  double seconds = 0;
-  for (const auto& [from, to] : marks_) seconds += stream.SecondsBetween(from, to);
-  return seconds;
-}
-
 void MetaController::FollowOnly(int index, const Inputs& in, const WorkList& none, Stream& stream) {
   kernels_->LinearAbsorb({Shape(index, in)}, stream);
   FarLinear(index, in, none, stream);

@@ -51,8 +51,8 @@ class MetaController {
   void BeginStep(const StepPlan& plan, Stream& stream);
   // Keeps the states that the plan wants kept.
   void EndStep(const StepPlan& plan, Stream& stream);
-  // Time of the projections and decisions since BeginStep; the stream must have been waited for.
-  double Seconds(const Stream& stream) const;
+  // The stream's marks around projections and decisions since BeginStep.
+  const std::vector<std::pair<int, int>>& marks() const { return marks_; }
   // Advances the states to the step's first rows and computes what linear attention would weigh.
   void Odds(int layer, const Inputs& in, Stream& stream);
   // After Odds: [T, H] u8.

@@ -15,10 +15,16 @@
 #include <vector>
 
 #include "engine/model/block_hash.h"
+#include "kernels/types.h"
 
 namespace metattn {
 
 using BlockId = std::int32_t;
+
+// Blocks that hold so many tokens.
+constexpr std::int64_t BlocksFor(std::int64_t tokens) {
+  return (tokens + kBlockTokens - 1) / kBlockTokens;
+}
 
 class PagePool {
  public:

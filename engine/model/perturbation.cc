@@ -1,17 +1,8 @@
 #include "engine/model/perturbation.h"
 
+#include "engine/model/mix_bits.h"
+
 namespace metattn {
-namespace {
-
-// SplitMix64's finaliser: a well mixed function of the key.
-std::uint64_t Mix(std::uint64_t z) {
-  z += 0x9e3779b97f4a7c15u;
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-  return z ^ (z >> 31);
-}
-
-}  // namespace
 
 absl::Status Perturbation::Apply(View x, const std::vector<std::int32_t>& positions,
                                  std::int64_t dim, std::uint64_t place, Device& device,
@@ -22,10 +13,10 @@ absl::Status Perturbation::Apply(View x, const std::vector<std::int32_t>& positi
   if (absl::Status s = stream.Synchronize(); !s.ok()) return s;
   for (std::size_t row = 0; row < positions.size(); ++row) {
     const std::uint64_t key =
-        Mix(Mix(seed_ + place * 0x10001u) + static_cast<std::uint64_t>(positions[row]));
+        MixBits(MixBits(seed_ + place * 0x10001u) + static_cast<std::uint64_t>(positions[row]));
     for (std::int64_t i = 0; i < dim; ++i) {
       const double u =
-          static_cast<double>(Mix(key + static_cast<std::uint64_t>(i)) >> 11) * 0x1p-52 - 1.0;
+          static_cast<double>(MixBits(key + static_cast<std::uint64_t>(i)) >> 11) * 0x1p-52 - 1.0;
       float& value = host[row * static_cast<std::size_t>(dim) + static_cast<std::size_t>(i)];
       value = static_cast<float>(value * (1.0 + relative_ * u));
     }

@@ -50,7 +50,7 @@ constexpr std::array<Known, 4> kKnown = {{
 constexpr std::array<std::pair<std::string_view, std::string_view>, 3> kOtherSpellings = {
     {{"gpt-2", "gpt2"}, {"llama3", "llama-bpe"}, {"llama-v3", "llama-bpe"}}};
 
-std::string Names() {
+std::string PreTokenizerNames() {
   std::string names;
   for (const Known& known : kKnown) {
     absl::StrAppend(&names, names.empty() ? "" : ", ", std::string(known.name));
@@ -107,7 +107,8 @@ absl::StatusOr<PreTokenizer> PreTokenizer::Create(std::string_view name) {
     return PreTokenizer(known.name, std::make_unique<const Regex>(code));
   }
   return absl::UnimplementedError(absl::StrCat("pre-tokenizer \"", std::string(name),
-                                               "\" is not supported (known: ", Names(), ")"));
+                                               "\" is not supported (known: ", PreTokenizerNames(),
+                                               ")"));
 }
 
 std::string_view PreTokenizer::NameOfSplit(std::string_view regex) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <span>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 
 namespace metattn {
@@ -152,6 +153,12 @@ void StepBatch::CopyPolicies(const StepPlan& plan, Stream& stream) {
   device_->CopyIn(float_staging_.data(), View{&floats_}, rows * 2 * sizeof(float), stream);
 }
 
+std::string StepBatch::shape() const {
+  if (rows_.tokens != rows_.sequences || !shadow_rows_.empty()) return {};
+  return absl::StrCat(rows_.tokens, " rows, ", logit_count_, " with logits",
+                      needs_controller_ ? ", routed" : "");
+}
+
 absl::Status StepBatch::Load(const StepPlan& plan, Stream& stream) {
   if (absl::Status s = Check(plan); !s.ok()) return s;
   FillRows(plan);
@@ -172,13 +179,13 @@ absl::Status StepBatch::Load(const StepPlan& plan, Stream& stream) {
            .near_begin = {&ints_, place(near_begin_)},
            .far_end = {&ints_, place(far_end_)},
            .table_begin = {&ints_, place(table_begin_)},
-           .blocks = {&ints_, place(blocks_)},
            .sinks = limits_.sinks};
   rows_.linear_all = limits_.linear_all;
   rows_.linear_begin = limits_.linear_all ? 0 : limits_.sinks;
   rows_.linear_end = limits_.linear_all ? View{&ints_, place(linear_end_)} : rows_.far_end;
   rows_.state_slot = {&ints_, place(state_slot_)};
   rows_.state_end = {&ints_, place(state_end_)};
+  rows_.blocks = {&ints_, place(blocks_)};  // last: steps of equal shape have all else in one place
   logit_count_ = static_cast<int>(plan.logit_rows.size());
   device_->CopyIn(staging_.data(), View{&ints_}, staging_.size() * sizeof(std::int32_t), stream);
   CopyPolicies(plan, stream);

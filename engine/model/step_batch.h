@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -50,6 +51,10 @@ class StepBatch {
   View cost_weight() const { return View{&floats_}; }               // [T] f32
   View eta() const { return View{&floats_, offset_eta_}; }          // [T] f32
   int logit_count() const { return logit_count_; }
+  // Steps of equal shape differ in nothing but the contents of these arrays. Empty: not worth to be
+  // told apart, because such a step hardly comes again (some sequence has several rows, or rows are
+  // shadowed).
+  std::string shape() const;
   // Some row is routed or linear, so that odds and decisions are needed.
   bool needs_controller() const { return needs_controller_; }
 

@@ -10,8 +10,8 @@
 namespace metattn {
 namespace {
 
-constexpr std::uint32_t kMagic = 0x4d415350;  // "MASP"
-constexpr std::uint32_t kVersion = 3;
+constexpr std::uint32_t kPlanMagic = 0x4d415350;  // "MASP"
+constexpr std::uint32_t kPlanVersion = 3;
 
 class Writer {
  public:
@@ -137,8 +137,8 @@ std::vector<RoutePolicy> FromWire(const std::vector<WirePolicy>& wire) {
 
 std::vector<std::byte> StepPlan::Encode() const {
   Writer out;
-  out.Put(kMagic);
-  out.Put(kVersion);
+  out.Put(kPlanMagic);
+  out.Put(kPlanVersion);
   out.Put(static_cast<std::uint32_t>(kind));
   out.Put(step);
   out.Put(static_cast<std::uint32_t>(sequences.size()));
@@ -163,8 +163,8 @@ absl::StatusOr<StepPlan> StepPlan::Decode(std::span<const std::byte> message) {
   Reader in(message);
   std::uint32_t magic = 0, version = 0, kind = 0, count = 0;
   StepPlan plan;
-  if (!in.Get(magic) || magic != kMagic) return Damaged("not a step plan");
-  if (!in.Get(version) || version != kVersion) {
+  if (!in.Get(magic) || magic != kPlanMagic) return Damaged("not a step plan");
+  if (!in.Get(version) || version != kPlanVersion) {
     return Damaged("another version: the ranks run different builds");
   }
   if (!in.Get(kind) || !in.Get(plan.step) || !in.Get(count)) return Damaged("truncated header");

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <map>
+#include <string>
 
 #include "absl/strings/str_format.h"
 #include "engine/model/meta_controller.h"
@@ -63,6 +65,18 @@ RoutedAttentionShape AttentionShape(const ModelConfig& c, const Slice& s,
           .mixtures = spec != nullptr && spec->uncertain == UncertainPolicy::kMixture};
 }
 
+// Between which marks of the stream a step did what.
+struct StepMarks {
+  std::vector<std::pair<int, int>> attention;  // with the controller's share
+  std::vector<std::pair<int, int>> controller;
+};
+
+double SecondsOf(const std::vector<std::pair<int, int>>& marks, const Stream& stream) {
+  double seconds = 0;
+  for (const auto& [begin, end] : marks) seconds += stream.SecondsBetween(begin, end);
+  return seconds;
+}
+
 class DenseTransformer final : public Transformer {
  public:
   DenseTransformer(const ModelConfig& config, std::span<const Slice> slices,
@@ -87,6 +101,9 @@ class DenseTransformer final : public Transformer {
   absl::Status Reduce(View x, std::uint64_t place);
   absl::Status Embed();
   absl::Status Layer(int index);
+  absl::Status Compute();
+  absl::Status ComputeOrRepeat();
+  absl::Status ComputeLogits();
   absl::Status Logits(std::vector<float>* logits);
   absl::Status CollectLogits(std::vector<float>* logits);
   absl::Status Fill(const StepPlan& plan, const Outputs& out);
@@ -108,7 +125,8 @@ class DenseTransformer final : public Transformer {
   std::unique_ptr<MetaController> controller_;  // null: routes are forced
   std::unique_ptr<RoutedAttention> attention_;
   std::vector<std::int32_t> positions_;  // of the step's rows, for the perturbation only
-  std::vector<std::pair<int, int>> attention_marks_;
+  StepMarks marks_;
+  std::map<std::string, StepMarks> recorded_marks_;  // of shapes that the stream has recorded
 };
 
 absl::Status DenseTransformer::Init(const Checkpoint& checkpoint) {
@@ -217,7 +235,7 @@ absl::Status DenseTransformer::Layer(int index) {
     kernels_.Linear({w.qkv.get(), hidden, bias, qkv, rows()}, *stream_);
     const int begin = stream_->Mark();
     attention_->Layer(index, w, *batch_, {hidden, qkv, attention}, *stream_);
-    attention_marks_.emplace_back(begin, stream_->Mark());
+    marks_.attention.emplace_back(begin, stream_->Mark());
   }
   kernels_.Linear({w.attn_output.get(), attention, {}, delta, rows()}, *stream_);
   if (absl::Status s = Reduce(delta, 2 * index + 1); !s.ok()) return s;
@@ -229,9 +247,33 @@ absl::Status DenseTransformer::Layer(int index) {
   return Reduce(delta, 2 * index + 2);
 }
 
-absl::Status DenseTransformer::Logits(std::vector<float>* logits) {
+// Everything between the copies to the device and those back: enqueues, and waits for nothing.
+absl::Status DenseTransformer::Compute() {
+  marks_ = {};
+  if (absl::Status s = Embed(); !s.ok()) return s;
+  for (int i = 0; i < config_.layers; ++i) {
+    if (absl::Status s = Layer(i); !s.ok()) return s;
+  }
+  if (controller_ != nullptr) marks_.controller = controller_->marks();
+  return ComputeLogits();
+}
+
+// A decode step is one launch where the stream can record it. The perturbation is made on the host.
+absl::Status DenseTransformer::ComputeOrRepeat() {
+  const std::string shape = perturbation_.active() ? std::string() : batch_->shape();
+  if (shape.empty()) return Compute();
+  absl::Status status;
+  const Repeated how = stream_->Repeat(shape, [&] { status = Compute(); });
+  if (!status.ok()) return status;
+  comm_.AfterRepeat(shape, how, *stream_);
+  if (how == Repeated::kRecorded) recorded_marks_[shape] = marks_;
+  if (how == Repeated::kReplayed) marks_ = recorded_marks_[shape];
+  return absl::OkStatus();
+}
+
+// Logits of the wanted rows; with several ranks all of them on rank 0.
+absl::Status DenseTransformer::ComputeLogits() {
   const int count = batch_->logit_count();
-  if (logits != nullptr) logits->clear();
   if (count == 0) return absl::OkStatus();
   kernels_.Norm({{&scratch_.residual},
                  {&scratch_.delta},
@@ -246,23 +288,29 @@ absl::Status DenseTransformer::Logits(std::vector<float>* logits) {
       *stream_);
   kernels_.Linear({&weights_.output(), {&scratch_.picked}, {}, {&scratch_.logits}, count},
                   *stream_);
+  if (comm_.size() == 1) return absl::OkStatus();
+  std::vector<std::int64_t> sizes;
+  for (const Slice& s : slices_) sizes.push_back(count * (s.vocab_end - s.vocab_begin));
+  const View all = comm_.rank() == 0 ? View{&scratch_.all_logits} : View{};
+  return comm_.GatherV({&scratch_.logits}, all, sizes, 0, *stream_);
+}
+
+absl::Status DenseTransformer::Logits(std::vector<float>* logits) {
+  const int count = batch_->logit_count();
+  if (logits != nullptr) logits->clear();
+  if (count == 0) return absl::OkStatus();
   if (comm_.size() > 1) return CollectLogits(logits);
   logits->resize(static_cast<std::size_t>(count) * config_.vocab);
   kernels_.device().CopyOut({&scratch_.logits}, logits->data(), logits->size() * 4, *stream_);
   return stream_->Synchronize();
 }
 
-// Rank 0 receives each rank's [count, V_r] and lays the columns side by side.
+// Rank 0 has each rank's [count, V_r] and lays the columns side by side.
 absl::Status DenseTransformer::CollectLogits(std::vector<float>* logits) {
   const std::int64_t count = batch_->logit_count();
-  std::vector<std::int64_t> sizes;
-  for (const Slice& s : slices_) sizes.push_back(count * (s.vocab_end - s.vocab_begin));
-  const View all = comm_.rank() == 0 ? View{&scratch_.all_logits} : View{};
-  if (absl::Status s = comm_.GatherV({&scratch_.logits}, all, sizes, 0, *stream_); !s.ok())
-    return s;
   if (comm_.rank() != 0) return stream_->Synchronize();
   std::vector<float> gathered(static_cast<std::size_t>(count) * config_.vocab);
-  kernels_.device().CopyOut(all, gathered.data(), gathered.size() * 4, *stream_);
+  kernels_.device().CopyOut({&scratch_.all_logits}, gathered.data(), gathered.size() * 4, *stream_);
   if (absl::Status s = stream_->Synchronize(); !s.ok()) return s;
   logits->resize(gathered.size());
   const float* from = gathered.data();
@@ -284,13 +332,9 @@ absl::Status DenseTransformer::Fill(const StepPlan& plan, const Outputs& out) {
   const CommStats comm = comm_.TakeStats();
   *out.result = StepResult{};
   out.result->step = plan.step;
-  for (const auto& [begin, end] : attention_marks_) {
-    out.result->attention_seconds += stream_->SecondsBetween(begin, end);
-  }
-  if (controller_ != nullptr) {
-    out.result->controller_seconds = controller_->Seconds(*stream_);
-    out.result->attention_seconds -= out.result->controller_seconds;
-  }
+  out.result->controller_seconds = SecondsOf(marks_.controller, *stream_);
+  out.result->attention_seconds =
+      SecondsOf(marks_.attention, *stream_) - out.result->controller_seconds;
   out.result->wait_seconds = comm.wait_seconds;
   out.result->transfer_seconds = comm.transfer_seconds;
   return absl::OkStatus();
@@ -299,7 +343,6 @@ absl::Status DenseTransformer::Fill(const StepPlan& plan, const Outputs& out) {
 absl::Status DenseTransformer::Forward(const StepPlan& plan, const Outputs& out) {
   const Clock::time_point start = Clock::now();
   stream_->ResetMarks();
-  attention_marks_.clear();
   comm_.TakeStats();
   if (absl::Status s = batch_->Load(plan, *stream_); !s.ok()) return s;
   positions_.clear();
@@ -310,10 +353,7 @@ absl::Status DenseTransformer::Forward(const StepPlan& plan, const Outputs& out)
   }
   if (controller_ != nullptr) controller_->BeginStep(plan, *stream_);
   if (absl::Status s = attention_->BeginStep(*batch_, *stream_); !s.ok()) return s;
-  if (absl::Status s = Embed(); !s.ok()) return s;
-  for (int i = 0; i < config_.layers; ++i) {
-    if (absl::Status s = Layer(i); !s.ok()) return s;
-  }
+  if (absl::Status s = ComputeOrRepeat(); !s.ok()) return s;
   if (controller_ != nullptr) controller_->EndStep(plan, *stream_);
   if (absl::Status s = Logits(out.logits); !s.ok()) return s;
   if (absl::Status s = Fill(plan, out); !s.ok()) return s;

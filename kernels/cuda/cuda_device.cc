@@ -1,5 +1,6 @@
 #include "kernels/cuda/cuda_device.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_format.h"
@@ -38,6 +39,7 @@ absl::StatusOr<std::unique_ptr<CudaStream>> CudaStream::Create(int device) {
 CudaStream::~CudaStream() {
   (void)cudaSetDevice(device_);
   (void)cudaStreamSynchronize(stream_);
+  Forget();
   for (const cudaEvent_t event : events_) (void)cudaEventDestroy(event);
   (void)cudaStreamDestroy(stream_);
 }
@@ -48,14 +50,19 @@ absl::Status CudaStream::Synchronize() {
 }
 
 int CudaStream::Mark() {
-  const cudaStream_t stream = get();
   if (marks_ == events_.size()) {
+    (void)cudaSetDevice(device_);
     cudaEvent_t event = nullptr;
     Note(cudaEventCreate(&event), "a new event");
     events_.push_back(event);
   }
-  Note(cudaEventRecord(events_[marks_], stream), "recording an event");
+  RecordEvent(events_[marks_]);
   return static_cast<int>(marks_++);
+}
+
+void CudaStream::RecordEvent(cudaEvent_t event) {
+  const unsigned flags = recording_ ? cudaEventRecordExternal : cudaEventRecordDefault;
+  Note(cudaEventRecordWithFlags(event, get(), flags), "recording an event");
 }
 
 double CudaStream::SecondsBetween(int from, int to) const {
@@ -64,11 +71,54 @@ double CudaStream::SecondsBetween(int from, int to) const {
   return error == cudaSuccess ? milliseconds * 1e-3 : 0;
 }
 
+Repeated CudaStream::Repeat(std::string_view key, const std::function<void()>& enqueue) {
+  const auto found = records_.find(key);
+  if (found == records_.end()) {
+    enqueue();  // scratch may grow, which cannot be recorded and forgets what was
+    if (records_.size() == kMostRecords) Forget();
+    records_.emplace(key, Record{});
+    return Repeated::kRun;
+  }
+  Record& record = found->second;
+  const bool replay = record.graph != nullptr && record.first_mark == marks_;
+  if (!replay && !Capture(enqueue, &record)) return Repeated::kRun;
+  Note(cudaGraphLaunch(record.graph, get()), "launching a recorded step");
+  if (!replay) return Repeated::kRecorded;
+  marks_ += record.marks;
+  return Repeated::kReplayed;
+}
+
+bool CudaStream::Capture(const std::function<void()>& enqueue, Record* record) {
+  if (record->graph != nullptr) (void)cudaGraphExecDestroy(std::exchange(record->graph, nullptr));
+  record->first_mark = marks_;
+  const cudaStream_t stream = get();
+  cudaError_t error = cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
+  if (error == cudaSuccess) {
+    recording_ = true;
+    enqueue();
+    recording_ = false;
+    cudaGraph_t graph = nullptr;
+    error = cudaStreamEndCapture(stream, &graph);
+    if (error == cudaSuccess) error = cudaGraphInstantiateWithFlags(&record->graph, graph, 0);
+    if (graph != nullptr) (void)cudaGraphDestroy(graph);
+  }
+  record->marks = marks_ - record->first_mark;
+  Note(error, "recording a step");
+  return error == cudaSuccess;
+}
+
+void CudaStream::Forget() {
+  for (const auto& [key, record] : records_) {
+    if (record.graph != nullptr) (void)cudaGraphExecDestroy(record.graph);
+  }
+  records_.clear();
+}
+
 void CudaStream::Note(cudaError_t error, const char* what) {
   if (error != cudaSuccess && failed_.ok()) failed_ = FromCuda(error, what, device_);
 }
 
-absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Create(int device) {
+absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Create(int device, double memory_fraction) {
   int devices = 0;
   const cudaError_t error = cudaGetDeviceCount(&devices);
   if (error == cudaErrorNoDevice || error == cudaErrorInsufficientDriver) devices = 0;
@@ -77,21 +127,46 @@ absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Create(int device) {
         absl::StrFormat("CUDA device %d: this machine has %d (%s)", device, devices,
                         error == cudaSuccess ? "the driver answers" : cudaGetErrorString(error)));
   }
-  return std::unique_ptr<CudaDevice>(new CudaDevice(device));
+  std::size_t free = 0, total = 0;
+  cudaError_t asked = cudaSetDevice(device);
+  if (asked == cudaSuccess) asked = cudaMemGetInfo(&free, &total);
+  if (asked != cudaSuccess) return FromCuda(asked, "asking for its memory", device);
+  const auto budget = static_cast<std::int64_t>(static_cast<double>(total) * memory_fraction);
+  if (static_cast<std::int64_t>(free) < budget) {
+    return absl::ResourceExhaustedError(absl::StrFormat(
+        "CUDA device %d: --device-memory-fraction %g of its %d bytes of memory are %d, and %d are "
+        "free: another process has the rest",
+        device, memory_fraction, total, budget, free));
+  }
+  return std::unique_ptr<CudaDevice>(new CudaDevice(device, budget));
 }
 
 absl::StatusOr<Buffer> CudaDevice::Allocate(std::size_t bytes) {
+  const auto taken = static_cast<std::int64_t>(bytes);
+  if (bytes > static_cast<std::uint64_t>(budget_) || used_->fetch_add(taken) > budget_ - taken) {
+    if (bytes <= static_cast<std::uint64_t>(budget_)) *used_ -= taken;
+    return absl::ResourceExhaustedError(absl::StrFormat(
+        "allocating %d bytes on CUDA device %d: %d of its budget of %d bytes are left "
+        "(--device-memory-fraction)",
+        bytes, device_, *MemoryLeft(), budget_));
+  }
   void* data = nullptr;
   cudaError_t error = cudaSetDevice(device_);
   // Never empty, so that the data pointer is always a real one.
   if (error == cudaSuccess) error = cudaMalloc(&data, bytes + (bytes == 0 ? 1 : 0));
   if (error != cudaSuccess) {
+    *used_ -= taken;
     return FromCuda(error, absl::StrFormat("allocating %d bytes", bytes).c_str(), device_);
   }
-  return Buffer(data, bytes, [device = device_](void* p) {
+  return Buffer(data, bytes, [device = device_, used = used_, taken](void* p) {
     (void)cudaSetDevice(device);
     (void)cudaFree(p);
+    *used -= taken;
   });
+}
+
+std::optional<std::int64_t> CudaDevice::MemoryLeft() const {
+  return std::max<std::int64_t>(0, budget_ - *used_);
 }
 
 absl::StatusOr<std::unique_ptr<Stream>> CudaDevice::NewStream() {

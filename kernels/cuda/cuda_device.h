@@ -2,7 +2,8 @@
 //
 // Ownership: a Buffer frees its memory on its own device. Thread safety: as kernels/device.h says;
 // every call selects the device that it needs for its thread.
-// Errors: Allocate says RESOURCE_EXHAUSTED with the bytes asked for and the device; a failing copy
+// Errors: Allocate says RESOURCE_EXHAUSTED with the bytes asked for and the device, also when they
+// exceed the budget, a part of the GPU's memory; a failing copy
 // or launch is kept in its stream and reported by Synchronize, the first one, with what was tried.
 // Cost: copies from and to pageable host memory are staged by the runtime; CopyOut waits for the
 // stream, because callers may read at once what it brought (contract of kernels/device.h for inline
@@ -11,7 +12,13 @@
 
 #include <cuda_runtime_api.h>
 
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <map>
 #include <memory>
+#include <optional>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -32,6 +39,14 @@ class CudaStream final : public Stream {
   int Mark() override;
   double SecondsBetween(int from, int to) const override;
   void ResetMarks() override { marks_ = 0; }
+  // Records CUDA graphs, at most kMostRecords.
+  Repeated Repeat(std::string_view key, const std::function<void()>& enqueue) override;
+
+  // Records an event behind what the stream has; inside a record: behind it in every launch.
+  void RecordEvent(cudaEvent_t event);
+  // Memory that records may name is about to change: they are made again.
+  void Forget();
+  bool recording() const { return recording_; }
 
   // For a call on the stream. Selects its device for this thread: the one that loaded a model may
   // not be the one that runs it.
@@ -43,33 +58,49 @@ class CudaStream final : public Stream {
   void Note(cudaError_t error, const char* what);
 
  private:
+  static constexpr std::size_t kMostRecords = 128;
+  struct Record {
+    cudaGraphExec_t graph = nullptr;        // null: the key was met once
+    std::size_t first_mark = 0, marks = 0;  // those inside
+  };
+
   CudaStream(int device, cudaStream_t stream) : device_(device), stream_(stream) {}
+  bool Capture(const std::function<void()>& enqueue, Record* record);
 
   const int device_;
   cudaStream_t stream_;
   absl::Status failed_;
   std::vector<cudaEvent_t> events_;  // used again after ResetMarks
   std::size_t marks_ = 0;
+  std::map<std::string, Record, std::less<>> records_;
+  bool recording_ = false;
 };
 
 class CudaDevice final : public Device {
  public:
-  // NOT_FOUND when there is no such device, with how many there are.
-  static absl::StatusOr<std::unique_ptr<CudaDevice>> Create(int device);
+  // NOT_FOUND when there is no such device, with how many there are; RESOURCE_EXHAUSTED when less
+  // than memory_fraction (0 to 1) of its memory is free.
+  static absl::StatusOr<std::unique_ptr<CudaDevice>> Create(int device,
+                                                            double memory_fraction = 0.9);
 
   std::string_view name() const override { return "cuda"; }
   absl::StatusOr<Buffer> Allocate(std::size_t bytes) override;
+  std::optional<std::int64_t> MemoryLeft() const override;
   absl::StatusOr<std::unique_ptr<Stream>> NewStream() override;
   void CopyIn(const void* host, View to, std::size_t bytes, Stream& stream) override;
   void CopyOut(View from, void* host, std::size_t bytes, Stream& stream) override;
   void Copy(View from, View to, std::size_t bytes, Stream& stream) override;
 
  private:
-  explicit CudaDevice(int device) : device_(device) {}
+  CudaDevice(int device, std::int64_t budget) : device_(device), budget_(budget) {}
   void CopyBytes(const void* from, void* to, std::size_t bytes, cudaMemcpyKind kind,
                  Stream& stream);
 
   const int device_;
+  const std::int64_t budget_;  // bytes
+  // Bytes of buffers that live; shared with them, because a buffer may outlive its device.
+  const std::shared_ptr<std::atomic<std::int64_t>> used_ =
+      std::make_shared<std::atomic<std::int64_t>>(0);
 };
 
 // "what: cudaErrorName (text)" as INTERNAL, RESOURCE_EXHAUSTED when memory ended.

@@ -20,13 +20,13 @@ CudaStream& Cuda(Stream& stream) { return static_cast<CudaStream&>(stream); }
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<CudaKernels>> CudaKernels::Create(int device, bool deterministic) {
-  auto cuda = CudaDevice::Create(device);
+absl::StatusOr<std::unique_ptr<CudaKernels>> CudaKernels::Create(const KernelsOptions& options) {
+  auto cuda = CudaDevice::Create(options.device, options.memory_fraction);
   if (!cuda.ok()) return cuda.status();
   auto stream = (*cuda)->NewStream();
   if (!stream.ok()) return stream.status();
   return std::unique_ptr<CudaKernels>(
-      new CudaKernels(deterministic, std::move(*cuda), std::move(*stream)));
+      new CudaKernels(options.deterministic, std::move(*cuda), std::move(*stream)));
 }
 
 std::int64_t CudaKernels::PageBytes(int head_dim) const {
@@ -133,7 +133,12 @@ void CudaKernels::FarFull(const FarFullArgs& args, Stream& stream) {
 
 bool CudaKernels::Grow(Buffer& scratch, std::int64_t bytes, const char* what, CudaStream& stream) {
   if (bytes <= static_cast<std::int64_t>(scratch.bytes())) return true;
+  if (stream.recording()) {  // Repeat runs a step before it records it
+    stream.Note(cudaErrorStreamCaptureUnsupported, what);
+    return false;
+  }
   stream.Note(cudaStreamSynchronize(stream.get()), what);  // may be in use
+  stream.Forget();
   auto buffer = device_->Allocate(static_cast<std::size_t>(bytes));
   if (!buffer.ok()) {
     stream.Note(cudaErrorMemoryAllocation, what);
@@ -230,8 +235,8 @@ void CudaKernels::Gather(const GatherArgs& args, Stream& stream) {
 
 namespace metattn {
 
-absl::StatusOr<std::unique_ptr<Kernels>> MakeCudaKernels(int device, bool deterministic) {
-  auto kernels = cuda::CudaKernels::Create(device, deterministic);
+absl::StatusOr<std::unique_ptr<Kernels>> MakeCudaKernels(const KernelsOptions& options) {
+  auto kernels = cuda::CudaKernels::Create(options);
   if (!kernels.ok()) return kernels.status();
   return std::unique_ptr<Kernels>(*std::move(kernels));
 }

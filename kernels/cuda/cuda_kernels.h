@@ -18,8 +18,8 @@ namespace metattn::cuda {
 
 class CudaKernels final : public Kernels {
  public:
-  // NOT_FOUND without such a device.
-  static absl::StatusOr<std::unique_ptr<CudaKernels>> Create(int device, bool deterministic);
+  // Errors as CudaDevice::Create.
+  static absl::StatusOr<std::unique_ptr<CudaKernels>> Create(const KernelsOptions& options);
 
   std::string_view name() const override { return "cuda"; }
   std::string_view isa() const override { return "cuda"; }

@@ -37,10 +37,10 @@ def processes_of(pids):
 class Cluster:
     """`metattn serve` on some ranks. Use as a context manager; leaving it ends every process."""
 
-    def __init__(self, folder, model, ranks=1, flags=(), launch=(), **ports):
+    def __init__(self, folder, model, ranks=1, flags=(), launch=(), program=BUILD / "metattn", **ports):
         self.folder = pathlib.Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.ranks = ranks
+        self.ranks, self.program = ranks, pathlib.Path(program)
         self.grpc_port = ports.get("grpc_port") or free_port()
         self.metrics_port = ports.get("metrics_port") or free_port()
         self.address = f"127.0.0.1:{self.grpc_port}"
@@ -48,7 +48,7 @@ class Cluster:
         self.log_path = self.folder / "server.log"
         self.command = [
             ROOT / "deploy/launch.sh", "-n", ranks, "--pid-file", self.pid_file, *launch,
-            BUILD / "metattn", "serve", "--model", model, "--grpc-port", self.grpc_port,
+            self.program, "serve", "--model", model, "--grpc-port", self.grpc_port,
             "--metrics-port", self.metrics_port, "--jobs-db", self.folder / "jobs.db", *flags]
         self.environment = {}
         self.process = self.channel = None
@@ -111,7 +111,7 @@ class Cluster:
                 continue
             try:
                 arguments = (entry / "cmdline").read_bytes().split(b"\0")
-                if arguments[0] != str(BUILD / "metattn").encode() or str(self.grpc_port).encode() not in arguments:
+                if arguments[0] != str(self.program).encode() or str(self.grpc_port).encode() not in arguments:
                     continue
                 environment = dict(item.partition(b"=")[::2] for item in (entry / "environ").read_bytes().split(b"\0"))
                 found[int(environment[b"OMPI_COMM_WORLD_RANK"])] = int(entry.name)

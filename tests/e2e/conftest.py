@@ -42,6 +42,14 @@ def tiny_model(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def tiny_controller(tiny_model):
+    """A random controller for it: every mechanism wins somewhere beyond its window of 64 tokens."""
+    path = tiny_model.with_name("controller")
+    subprocess.run([cluster_module.BUILD / "bin/write_tiny_model", tiny_model.with_name("again.gguf"), path], check=True)
+    return path
+
+
+@pytest.fixture(scope="session")
 def real_model():
     cache = pathlib.Path(os.environ.get("METATTN_CACHE") or pathlib.Path.home() / ".cache/metattn")
     path = pathlib.Path(os.environ.get("METATTN_TEST_MODEL") or cache / REAL_MODEL)

@@ -113,7 +113,12 @@ cudaError_t LaunchGraph(Runtime& runtime, cudaGraphExec_t graph, cudaStream_t ha
     target.queue->operations.push_back({[] { return true; }, graph->last});
   }
   for (const std::size_t node : LaunchOrder(graph->nodes, runtime.options.eager_mask)) {
-    const cudaError_t error = runtime.Enqueue(handle, graph->nodes[node].run);
+    const Node& next = graph->nodes[node];
+    if (next.event != nullptr && runtime.events.count(next.event) == 0) {
+      return cudaErrorInvalidResourceHandle;  // destroyed since the capture
+    }
+    const cudaError_t error = next.event == nullptr ? runtime.Enqueue(handle, next.run)
+                                                    : runtime.RecordNow(next.event, handle);
     if (error != cudaSuccess) return error;
   }
   graph->last = {target.queue, target.queue->End()};

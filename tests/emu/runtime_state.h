@@ -55,6 +55,7 @@ struct Node {
   std::function<bool()> run;
   std::vector<int> after;  // earlier nodes of the graph
   int branch = -1;         // index of the stream it was captured on: decides eagerness at replay
+  cudaEvent_t event = nullptr;  // that every launch records at this node (cudaEventRecordExternal)
 };
 
 struct Capture {
@@ -145,6 +146,8 @@ struct Runtime {
   // `run` as it was captured, so what it changes in itself does not outlive one launch). For a
   // legacy stream: runs it, after all work of the device's blocking streams.
   cudaError_t Enqueue(cudaStream_t handle, std::function<bool()> run);
+  // Records it behind all that its stream has been given.
+  cudaError_t RecordNow(cudaEvent_t event, cudaStream_t handle);
   void Settle();                      // lets eager streams run
   bool Step(Queue& queue);            // one operation; false if it cannot run yet
   void RunUntil(const Point& point);  // blocks until passed

@@ -45,14 +45,20 @@ cudaError_t Record(Runtime& runtime, cudaEvent_t event, cudaStream_t handle) {
     event->frontier = target.stream->frontier;
     return cudaSuccess;
   }
-  event->capture = nullptr;
-  auto milliseconds = std::make_shared<double>(0);
-  event->milliseconds = milliseconds;
-  const cudaError_t error = runtime.Enqueue(handle, [milliseconds] {
-    *milliseconds = Now();
-    return true;
-  });
-  event->point = {target.queue, target.queue->End()};
+  return runtime.RecordNow(event, handle);
+}
+
+// An event of the graph's launches, not of the capture.
+cudaError_t RecordExternal(Runtime& runtime, cudaEvent_t event, cudaStream_t handle) {
+  const Runtime::Target target = runtime.Find(handle);
+  if (target.stream == nullptr || target.stream->capture == nullptr) {
+    return Record(runtime, event, handle);
+  }
+  if (!Known(runtime, event) || target.queue->device != event->device) {
+    return cudaErrorInvalidResourceHandle;
+  }
+  const cudaError_t error = runtime.Enqueue(handle, [] { return true; });
+  if (error == cudaSuccess) target.stream->capture->nodes.back().event = event;
   return error;
 }
 
@@ -149,6 +155,19 @@ cudaError_t MakeEvent(cudaEvent_t* event, unsigned flags) {
 }
 
 }  // namespace
+
+cudaError_t Runtime::RecordNow(cudaEvent_t event, cudaStream_t handle) {
+  event->capture = nullptr;
+  auto milliseconds = std::make_shared<double>(0);
+  event->milliseconds = milliseconds;
+  const cudaError_t error = Enqueue(handle, [milliseconds] {
+    *milliseconds = Now();
+    return true;
+  });
+  const Target target = Find(handle);
+  event->point = {target.queue, target.queue->End()};
+  return error;
+}
 
 cudaError_t Launch(const void* kernel, const LaunchShape& shape, cudaStream_t stream,
                    std::function<void()> body) {
@@ -248,6 +267,13 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   return Api("cudaEventRecord",
              [&](Runtime& runtime) { return emu::Record(runtime, event, stream); });
+}
+
+cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream, unsigned int flags) {
+  return Api("cudaEventRecord", [&](Runtime& runtime) {
+    if (flags == cudaEventRecordExternal) return emu::RecordExternal(runtime, event, stream);
+    return flags == 0 ? emu::Record(runtime, event, stream) : cudaErrorInvalidValue;
+  });
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned int) {

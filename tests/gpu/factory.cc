@@ -15,7 +15,7 @@ namespace metattn {
 
 absl::StatusOr<std::unique_ptr<Kernels>> MakeKernels(const KernelsOptions& options) {
   if (options.backend == "ref") return std::make_unique<ref::RefKernels>();
-  if (options.backend == "cuda") return MakeCudaKernels(options.device, options.deterministic);
+  if (options.backend == "cuda") return MakeCudaKernels(options);
   return absl::InvalidArgumentError(absl::StrCat("no backend \"", options.backend, "\" here"));
 }
 

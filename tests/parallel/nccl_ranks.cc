@@ -1,5 +1,5 @@
 // One rank of the tests of the NCCL body over the emulated NCCL; nccl_test starts it. Modes:
-//   contract        every check of communicator_contract, refusals, a captured sum
+//   contract        every check of communicator_contract, refusals, a repeated sum
 //   start DEADLINE  makes the communicator, prints what came of it
 //   sums DEADLINE   sums for ever
 #include <cuda_runtime_api.h>
@@ -37,29 +37,42 @@ void Use(const Communicator& comm, unsigned mask) {
   emu::Reset(options);
 }
 
-// A sum captured into a graph and replayed; the watching thread must not spoil the capture.
-void SumInAGraph(Communicator& comm, Device& device, cuda::CudaStream& stream) {
+// A sum that the stream records: counted, timed and watched like others, and the watching thread
+// must not spoil the record.
+void RepeatedSum(Communicator& comm, Device& device, cuda::CudaStream& stream) {
   Buffer buffer = device.Allocate(sizeof(float)).value();
-  float value = static_cast<float>(comm.rank() + 1);
+  float value = 1;
   device.CopyIn(&value, {&buffer}, sizeof value, stream);
-  RequireThat(comm, "a capture begins",
-              cudaStreamBeginCapture(stream.get(), cudaStreamCaptureModeGlobal) == cudaSuccess);
-  Require(comm, "a captured sum", comm.AllReduceSum({&buffer}, 1, stream));
-  usleep(300 * 1000);  // the watching thread has looked
-  cudaGraph_t graph = nullptr;
-  cudaGraphExec_t executable = nullptr;
-  RequireThat(comm, "a graph with a sum",
-              cudaStreamEndCapture(stream.get(), &graph) == cudaSuccess &&
-                  cudaGraphInstantiate(&executable, graph, 0) == cudaSuccess);
-  for (int i = 0; i < 2; ++i) stream.Note(cudaGraphLaunch(executable, stream.get()), "a graph");
+  constexpr Repeated kExpected[] = {Repeated::kRun, Repeated::kRecorded, Repeated::kReplayed,
+                                    Repeated::kReplayed};
+  float expected = 1;
+  CommStats first;
+  for (const Repeated how : kExpected) {
+    (void)comm.TakeStats();
+    stream.ResetMarks();
+    const int begin = stream.Mark();
+    const Repeated did = stream.Repeat("a sum", [&] {
+      Require(comm, "a sum to repeat", comm.AllReduceSum({&buffer}, 1, stream));
+      usleep(300 * 1000);  // the watching thread has looked
+      (void)stream.Mark();
+    });
+    comm.AfterRepeat("a sum", did, stream);
+    RequireThat(comm, "a stream runs, records, replays", did == how);
+    RequireThat(comm, "marks keep their numbers", stream.Mark() == begin + 2);
+    Require(comm, "waiting for a sum", stream.Synchronize());
+    RequireThat(comm, "a mark inside has the time of its launch",
+                stream.SecondsBetween(begin, begin + 1) >= 0 &&
+                    stream.SecondsBetween(begin + 1, begin + 2) >= 0);
+    const CommStats stats = comm.TakeStats();
+    if (how == Repeated::kRun) first = stats;
+    RequireThat(comm, "repeated sums count",
+                stats.calls == first.calls && stats.bytes == first.bytes && stats.calls > 0);
+    RequireThat(comm, "repeated sums take time", stats.wait_seconds + stats.transfer_seconds > 0);
+    expected *= static_cast<float>(comm.size());
+  }
   device.CopyOut({&buffer}, &value, sizeof value, stream);
-  Require(comm, "waiting for a graph", stream.Synchronize());
-  const int ranks = comm.size();
-  RequireThat(comm, "the sum of a graph that ran twice",
-              value == static_cast<float>(ranks * ranks * (ranks + 1) / 2));
-  RequireThat(
-      comm, "the end of a graph",
-      cudaGraphExecDestroy(executable) == cudaSuccess && cudaGraphDestroy(graph) == cudaSuccess);
+  Require(comm, "waiting for the value", stream.Synchronize());
+  RequireThat(comm, "the sum of a record that ran", value == expected);
 }
 
 // What must be refused by every rank, before anything is exchanged; the communicator is dead then.
@@ -110,7 +123,7 @@ int Contract(Communicator& control) {
     }
     auto stream = cuda::CudaStream::Create(control.rank());
     CheckThatNothingWaits(comm, **device, **stream);
-    if (comm.size() > 1) SumInAGraph(comm, **device, **stream);
+    if (comm.size() > 1) RepeatedSum(comm, **device, **stream);
   }
   if (control.size() > 1) Refuses(control, control.rank());
   RequireThat(control, "nothing is left behind", emu::Leaks().empty());

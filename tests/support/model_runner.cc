@@ -7,14 +7,11 @@
 
 #include "engine/formats/checkpoint.h"
 #include "engine/model/config.h"
+#include "engine/model/page_pool.h"
 #include "parallel/local_communicator.h"
 
 namespace metattn::test {
 namespace {
-
-std::int64_t BlocksFor(std::size_t tokens) {
-  return static_cast<std::int64_t>((tokens + kBlockTokens - 1) / kBlockTokens);
-}
 
 WorkerLimits LimitsFor(std::size_t tokens, const RunnerOptions& options) {
   WorkerLimits limits;

@@ -261,5 +261,35 @@ TEST_F(EmuGraph, TheLegacyStreamMayNotMeetACaptureOfABlockingStream) {
   EXPECT_CUDA(cudaStreamDestroy(blocking));
 }
 
+TEST_F(EmuGraph, ExternalEventsAreRecordedByEveryLaunch) {
+  cudaEvent_t before = nullptr, after = nullptr;
+  EXPECT_CUDA(cudaEventCreate(&before));
+  EXPECT_CUDA(cudaEventCreate(&after));
+  EXPECT_CUDA(cudaStreamBeginCapture(main_, kThreadLocal));
+  EXPECT_CUDA(cudaEventRecordWithFlags(before, main_, cudaEventRecordExternal));
+  EXPECT_CUDA(Affine(x_, 1, 1, 1, main_));
+  EXPECT_CUDA(cudaEventRecordWithFlags(after, main_, cudaEventRecordExternal));
+  cudaGraph_t graph = nullptr;
+  EXPECT_CUDA(cudaStreamEndCapture(main_, &graph));
+  cudaGraphExec_t executable = nullptr;
+  EXPECT_CUDA(cudaGraphInstantiate(&executable, graph, 0));
+  EXPECT_CUDA(cudaGraphDestroy(graph));
+  float last = -1, milliseconds = 0;
+  for (int launch = 0; launch < 2; ++launch) {
+    EXPECT_CUDA(cudaGraphLaunch(executable, main_));
+    EXPECT_EQ(cudaEventQuery(after), cudaErrorNotReady) << "of this launch, not of the last";
+    EXPECT_CUDA(cudaStreamSynchronize(main_));
+    EXPECT_CUDA(cudaEventElapsedTime(&milliseconds, before, after));
+    EXPECT_GE(milliseconds, 0);
+    EXPECT_NE(milliseconds, last) << "two launches of equal length to the nanosecond";
+    last = milliseconds;
+  }
+  EXPECT_CUDA(cudaEventDestroy(after));
+  EXPECT_EQ(cudaGraphLaunch(executable, main_), cudaErrorInvalidResourceHandle);
+  EXPECT_CUDA(cudaStreamSynchronize(main_));
+  EXPECT_CUDA(cudaEventDestroy(before));
+  EXPECT_CUDA(cudaGraphExecDestroy(executable));
+}
+
 }  // namespace
 }  // namespace emu::self

@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/emu/control.h"
 #include "tests/support/controller_writer.h"
 #include "tests/support/model_runner.h"
 #include "tests/support/status_matchers.h"
@@ -135,6 +136,41 @@ TEST_F(CudaModel, DecodeGivesWhatPrefillGives) {
   ASSERT_THAT(decode, Succeeds());
   // Every row's sums are taken in an order of its own, whatever else is in the step.
   EXPECT_EQ(MaxAbsDifference(prefill->logits, decode->logits), 0.0);
+}
+
+// What a run of so many decode steps asks of the runtime.
+struct Counted {
+  std::int64_t graphs, kernels, records, copies, waits;
+};
+
+TEST_F(CudaModel, ADecodeStepIsOneGraphLaunch) {
+  for (const RoutePolicy& policy : {kFull, kRoutedPolicy}) {
+    const auto decode = [&](int steps) {
+      RunnerOptions options = Options({"", policy, 64});
+      options.device = "cuda";
+      const std::vector<std::int32_t> tokens = Tokens();
+      options.prompt = kTokens - 20;
+      options.chunk = 1;
+      emu::ResetCounters();
+      const auto output =
+          RunModel(model_, {tokens.begin(), tokens.begin() + options.prompt + steps}, options);
+      EXPECT_THAT(output, Succeeds());
+      return Counted{emu::Calls("cudaGraphLaunch"), emu::Calls("cudaLaunchKernel"),
+                     emu::Calls("cudaGraphInstantiate"), emu::Calls("cudaMemcpyAsync"),
+                     emu::Calls("cudaStreamSynchronize")};
+    };
+    const Counted few = decode(6), many = decode(16);
+    EXPECT_EQ(few.records, 1);
+    EXPECT_EQ(many.records, 1);
+    EXPECT_EQ(few.graphs, 5) << "the first step runs by itself, the second is recorded";
+    EXPECT_EQ(many.graphs - few.graphs, 10);
+    EXPECT_EQ(many.kernels, few.kernels) << "no kernel is launched beside the graph";
+    // In: the plan's integers, routes, weights of the cost; out: logits, decisions and, when
+    // routed, U and soft weights.
+    const int copies = policy.route == Route::kRouted ? 7 : 5;
+    EXPECT_EQ(many.copies - few.copies, 10 * copies);
+    EXPECT_LE(many.waits - few.waits, 10 * (copies + 2)) << "host waits for its copies only";
+  }
 }
 
 }  // namespace

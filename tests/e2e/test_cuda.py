@@ -1,0 +1,52 @@
+"""A server on emulated GPUs (tests/emu), through gRPC: CUDA's kernels, streams and NCCL give the CPU backend's tokens."""
+
+import concurrent.futures
+
+import cluster
+import greedy
+import pytest
+
+PROGRAM = cluster.BUILD / "bin/metattn_emulated"
+PROMPTS = [[3 + (i * i * n) % 250 for i in range(length)] for n, length in ((1, 20), (2, 75), (3, 150))]
+TOKENS = 16
+FLAGS = ("--window", "64", "--max-model-len", "256", "--max-num-batched-tokens", "128", "--kv-cache-memory", "16MiB")
+
+pytestmark = pytest.mark.skipif(not PROGRAM.exists(), reason="no CUDA toolkit here: metattn_emulated was not built")
+
+
+def served(running, client_of):
+    """All prompts at once, so that decode steps have several rows."""
+    client = client_of(running)
+    with concurrent.futures.ThreadPoolExecutor(len(PROMPTS)) as pool:
+        return list(pool.map(lambda prompt: greedy.greedy(client, prompt, TOKENS, temperature=0), PROMPTS))
+
+
+@pytest.mark.parametrize("routed", [False, True], ids=["dense", "routed"])
+def test_tokens_are_those_of_the_cpu_on_2_and_3_gpus(tmp_path, client_of, tiny_model, tiny_controller, routed):
+    flags = (*FLAGS, *(("--controller", tiny_controller) if routed else ()))
+    with cluster.Cluster(tmp_path / "cpu", tiny_model, 1, flags) as running:
+        runs = {"cpu": served(running, client_of)}
+    for ranks in (2, 3):
+        gpus = cluster.Cluster(tmp_path / f"cuda{ranks}", tiny_model, ranks, (*flags, "--device", "cuda"),
+                               launch=("--threads", "1"), program=PROGRAM)
+        gpus.environment["EMU_DEVICES"] = "3"
+        with gpus as running:
+            runs[f"{ranks} GPUs"] = served(running, client_of)
+            assert "transport nccl" in running.log()
+            layers = cluster.total(running.metrics(), "metattn_rank_routed_rows_total", mechanism="linear") if routed else 1
+            assert layers > 0
+    parted = greedy.assert_same_but_for_near_ties(runs)
+    print(f"{parted} of {2 * len(PROMPTS)} outputs parted at a near tie")
+    assert parted <= 2
+
+
+def test_k_v_memory_comes_from_the_gpus_budget(tmp_path, tiny_model):
+    gpus = cluster.Cluster(tmp_path, tiny_model, 2, ("--max-model-len", "256", "--device", "cuda", "--device-memory-fraction", "0.5"),
+                           launch=("--threads", "1"), program=PROGRAM)
+    gpus.environment.update(EMU_DEVICES="2", EMU_DEVICE_MEMORY_MB="4")
+    gpus.start()
+    try:
+        assert gpus.process.wait(60) != 0
+        assert "of CUDA device 0 (--device-memory-fraction)" in gpus.log()
+    finally:
+        gpus.stop()
