@@ -5,6 +5,11 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <fstream>
+#include <initializer_list>
+#include <iterator>
+#include <set>
+#include <sstream>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -17,6 +22,7 @@ namespace {
 
 using ::testing::AnyOf;
 using ::testing::Each;
+using ::testing::ElementsAreArray;
 using ::testing::HasSubstr;
 
 // Sets METATTN_CPU_ISA for one test and puts back what was there.
@@ -50,6 +56,32 @@ TEST_F(IsaTest, KnownLevelsAreListedFromSlowToFast) {
   const auto rank = [](std::string_view n) { return n == "avx2" ? 0 : n == "avx512" ? 1 : 2; };
   EXPECT_TRUE(std::is_sorted(names.begin(), names.end(),
                              [&](auto a, auto b) { return rank(a) < rank(b); }));
+}
+
+// Against the kernel's list of features, which is not where the code under test looks. A level that
+// was built and is not offered would only cost speed, so nothing else would notice.
+TEST_F(IsaTest, EveryBuiltLevelThatTheMachineHasIsOffered) {
+  std::ifstream file("/proc/cpuinfo");
+  std::set<std::string> flags;
+  for (std::string line; flags.empty() && std::getline(file, line);) {
+    if (!line.starts_with("flags")) continue;
+    std::istringstream words(line.substr(line.find(':') + 1));
+    flags.insert(std::istream_iterator<std::string>(words), {});
+  }
+  if (flags.empty()) GTEST_SKIP() << "no avx2: /proc/cpuinfo has no flags";
+  const auto has = [&](std::initializer_list<const char*> names) {
+    return std::all_of(names.begin(), names.end(), [&](auto n) { return flags.contains(n); });
+  };
+  const bool avx2 = has({"avx2", "fma", "f16c"});
+  const bool avx512 = avx2 && has({"avx512f", "avx512dq", "avx512bw", "avx512vl"});
+  std::istringstream built(METATTN_BUILT_LEVELS);
+  std::vector<std::string> expected;
+  for (std::string level; std::getline(built, level, ',');) {
+    const bool here = level == "amx" ? avx512 && has({"avx512_bf16", "amx_tile", "amx_bf16"})
+                                     : (level == "avx512" ? avx512 : avx2);
+    if (here) expected.push_back(level);
+  }
+  EXPECT_THAT(AvailableIsas(), ElementsAreArray(expected));
 }
 
 TEST_F(IsaTest, WithoutAWishTheBestLevelIsUsed) {
