@@ -10,6 +10,7 @@ void ReportFaults() {}
 #include <unistd.h>
 
 #include <cstdio>
+#include <memory>
 
 #include "tests/emu/block.h"
 #include "tests/emu/device_pages.h"
@@ -47,18 +48,33 @@ bool Install() {
   return sigaction(SIGSEGV, &action, &before) == 0;
 }
 
+// A stack for the handler. Not in the thread itself: every thread of the process would lose so much
+// of its own stack, and those of the metrics server have only 100 KB.
+class HandlerStack {
+ public:
+  HandlerStack() : memory_(std::make_unique<char[]>(kStackBytes)) {
+    stack_t stack = {};
+    stack.ss_sp = memory_.get();
+    stack.ss_size = kStackBytes;
+    sigaltstack(&stack, nullptr);
+  }
+  ~HandlerStack() {
+    stack_t none = {};
+    none.ss_flags = SS_DISABLE;
+    sigaltstack(&none, nullptr);
+  }
+  HandlerStack(const HandlerStack&) = delete;
+  HandlerStack& operator=(const HandlerStack&) = delete;
+
+ private:
+  std::unique_ptr<char[]> memory_;
+};
+
 }  // namespace
 
 void ReportFaults() {
   static const bool installed = Install();
-  thread_local char memory[kStackBytes];
-  thread_local bool has_stack = false;
-  if (!installed || has_stack) return;
-  has_stack = true;
-  stack_t stack = {};
-  stack.ss_sp = memory;
-  stack.ss_size = sizeof memory;
-  sigaltstack(&stack, nullptr);
+  if (installed) thread_local const HandlerStack stack;
 }
 
 }  // namespace emu
