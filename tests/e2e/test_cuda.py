@@ -7,8 +7,8 @@ import greedy
 import pytest
 
 PROGRAM = cluster.BUILD / "bin/metattn_emulated"
-PROMPTS = [[3 + (i * i * n) % 250 for i in range(length)] for n, length in ((1, 20), (2, 75), (3, 150))]
-TOKENS = 16
+PROMPTS = [[3 + (i * i * n) % 250 for i in range(length)] for n, length in ((1, 20), (2, 75), (3, 140))]
+TOKENS = 8
 FLAGS = ("--window", "64", "--max-model-len", "256", "--max-num-batched-tokens", "128", "--kv-cache-memory", "16MiB")
 
 pytestmark = pytest.mark.skipif(not PROGRAM.exists(), reason="no CUDA toolkit here: metattn_emulated was not built")
