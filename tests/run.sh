@@ -144,6 +144,7 @@ if $fast; then
 else
   beside pytest-calibration run_calibration_pytest
   beside clang-tidy summarised clang-tidy 'files are clean|error:' tests/lint/tidy.sh build/release
+  beside nvcc summarised nvcc '^nvcc:' tests/lint/nvcc.sh
   stage ctest-release run_ctest release
   stage pytest-deploy run_pytest deploy tests/deploy
   stage pytest-e2e run_pytest e2e tests/e2e
@@ -152,7 +153,6 @@ else
   stage build-tsan configure_and_build tsan threaded_tests &&
     stage ctest-tsan run_ctest tsan -L threads -E "$one_thread|$model_again"
   stage build-fuzz configure_and_build fuzz tests/fuzz/all && stage ctest-fuzz run_ctest fuzz -L fuzz
-  stage nvcc summarised nvcc '^nvcc:' tests/lint/nvcc.sh
 fi
 stage skips summarised skips 'skipped' python3 tests/skips.py "$results"
 
