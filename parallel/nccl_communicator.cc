@@ -282,8 +282,9 @@ void NcclCommunicator::AfterRepeat(std::string_view key, Repeated how, Stream& s
   Recorded& recorded = recorded_[std::string(key)];
   if (how == Repeated::kRecorded) {
     Destroy(&recorded.timed);
-    recorded.bytes = stats_.bytes - recording_.bytes;
-    recorded.calls = stats_.calls - recording_.calls;
+    const bool any = !recording_.timed.empty();  // else nothing was noted before it
+    recorded.bytes = any ? stats_.bytes - recording_.bytes : 0;
+    recorded.calls = any ? stats_.calls - recording_.calls : 0;
     recorded.timed.swap(recording_.timed);
   } else {
     stats_.bytes += recorded.bytes;

@@ -79,7 +79,7 @@ build_for() {
   for source in tests/kernels/*_test.cc; do
     case $source in
       */attention_plan_test.cc | */isa_test.cc | */thread_pool_test.cc) ;; # of the cpu backend
-      */cuda_far_test.cc) ;;                                               # of the emulation's counters
+      */cuda_*_test.cc) ;;                                                 # of the emulation's counters and limits
       *) tests+=("$source") ;;
     esac
   done
