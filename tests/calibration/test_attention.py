@@ -47,3 +47,17 @@ def test_both_paths_have_the_same_gradients():
         gradients.append((q.grad, k.grad, v.grad))
     for a, b in zip(*gradients):
         assert (a - b).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("length", [40, 700])
+def test_the_gradient_of_chosen_rows_is_that_of_all_rows_where_the_others_get_none(length):
+    torch.manual_seed(4)
+    tensors = [torch.randn(heads, length, 8, requires_grad=True) for heads in (6, 3, 3)]
+    chosen = torch.rand(3, length) < torch.tensor([0.0, 0.3, 0.9])[:, None]
+    weight = torch.randn(6, length, 8) * chosen.repeat_interleave(2, 0)[..., None]
+    o, lse = attention.attend_causal(*tensors)
+    expected = torch.autograd.grad((o * weight).sum(), tensors, retain_graph=True)
+    got_o = attention.attend_chosen(*tensors, chosen, (o.detach(), lse))
+    assert (got_o - o).abs().max() < 1e-6
+    for a, b in zip(expected, torch.autograd.grad((got_o * weight).sum(), tensors)):
+        assert (a - b).abs().max() < 1e-5

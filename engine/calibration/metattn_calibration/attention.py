@@ -8,7 +8,8 @@ import math
 
 import torch
 
-ROWS_AT_ONCE = 256  # of the plain path: bounds its memory at rows x keys
+ROWS_AT_ONCE = 256    # of the plain path: bounds its memory at rows x keys
+CHOSEN_AT_ONCE = 256  # of a backward pass for few rows: they share keys, but read those after them for nothing
 
 
 def _flash():
@@ -52,3 +53,55 @@ def attend_causal(q, k, v):
     group = q.shape[0] // k.shape[0]
     o, lse = attend(q[None], k.repeat_interleave(group, 0)[None], v.repeat_interleave(group, 0)[None], causal=True)
     return o[0], lse[0]
+
+
+class _ChosenRows(torch.autograd.Function):
+    """o, whose gradient is that of the chosen rows only: the others' must be zero, as a hard decision makes it."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, o, lse, chosen):
+        ctx.save_for_backward(q, k, v, o, lse, chosen)
+        return o.view_as(o)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        q, k, v, o, lse, chosen = ctx.saved_tensors
+        kv_heads, length, dim = k.shape
+        group = q.shape[0] // kv_heads
+        by_head = [x.reshape(kv_heads, group, length, -1) for x in (gradient, q, o, lse)]
+        for_q, for_k, for_v = torch.zeros_like(by_head[1]), torch.zeros(k.shape), torch.zeros(v.shape)
+        for heads, rows, keys in _row_batches(chosen):
+            # a head's query group is folded into rows, so that they share their keys
+            parts = [torch.stack([x[h][:, r].flatten(0, 1) for h, r in zip(heads, rows)])[:, None] for x in by_head]
+            later = torch.arange(keys) > rows[:, :, None]
+            mask = torch.zeros(later.shape, dtype=q.dtype).masked_fill_(later, -math.inf).repeat(1, group, 1)[:, None]
+            d_out, part_q, part_o, part_lse = parts
+            part_k, part_v = (torch.stack([x[h, :keys] for h in heads])[:, None] for x in (k, v))
+            d_q, d_k, d_v = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                d_out, part_q, part_k, part_v, part_o, part_lse[..., 0], 0.0, False, attn_mask=mask)
+            for i, h in enumerate(heads):
+                for_q[h, :, rows[i]] = d_q[i, 0].view(group, -1, dim)
+                for_k[h, :keys] += d_k[i, 0]
+                for_v[h, :keys] += d_v[i, 0]
+        return for_q.view_as(q), for_k.to(k.dtype), for_v.to(v.dtype), None, None, None
+
+
+def _row_batches(chosen):
+    """chosen [Hkv, T] -> (KV heads, their rows [2, n], keys to read): pieces of one length, those that end late first."""
+    pieces = []
+    for head in range(len(chosen)):
+        pieces += [(head, rows) for rows in chosen[head].nonzero()[:, 0].split(CHOSEN_AT_ONCE) if len(rows)]
+    pieces.sort(key=lambda piece: (len(piece[1]), int(piece[1][-1])), reverse=True)
+    while pieces:
+        size = len(pieces[0][1])
+        batch = [p for p in pieces[:2] if len(p[1]) == size]  # one for each of two threads
+        pieces = pieces[len(batch):]
+        rows = torch.stack([rows for _, rows in batch])
+        yield [head for head, _ in batch], rows, int(rows.max()) + 1
+
+
+def attend_chosen(q, k, v, chosen, known):
+    """attend_causal's o as `known` (its o and lse) has it, differentiable for the rows chosen [Hkv, T] alone."""
+    if _flash() is None or q.dtype == torch.float64:
+        return attend_causal(q, k, v)[0]
+    return _ChosenRows.apply(q, k, v, *known, chosen)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from . import dirichlet, prompts
-from .attention import attend_causal
+from .attention import attend_causal, attend_chosen
 from .model import HEAD_ROWS
 from .retrofit import rows_of
 from .train_controllers import COSTS
@@ -27,13 +27,12 @@ class Student:
     """Routed attention with gradients; per layer it keeps the mean posterior of full, the hard share and the prior KL."""
 
     def __init__(self, retrofit, offsets, seed):
-        self.retrofit, self.offsets, self.seed, self.terms = retrofit, offsets, seed, {}
+        self.retrofit, self.offsets, self.seed, self.terms, self.exact = retrofit, offsets, seed, {}, {}
         self.prior = dirichlet.cost_prior(COSTS)
 
     def __call__(self, layer, x, q, k, v):
         first, group = self.retrofit.geometry.first, q.shape[0] // k.shape[0]
         rows = rows_of(self.retrofit, layer, q, k, v)
-        full = attend_causal(q, k, v)[0]
         b = self.retrofit.controllers[layer](x[first:].detach(), rows.scalars.detach())
         log_mean = b.log() + self.offsets[layer][:, None]
         mean = log_mean.softmax(-1)
@@ -43,10 +42,19 @@ class Student:
         kl, soft = dirichlet.kl(b, self.prior.expand_as(b)).mean(), mean[..., 0].mean()
         if layer not in self.terms:  # when a layer is computed again, the first terms are those of the graph
             self.terms[layer] = (soft, hard[..., 0].mean().item(), kl, hard[..., 1].mean().item())
+        full = self._full(layer, q, k, v, hard[..., 0])
         gate = (hard + mean - mean.detach()).repeat_interleave(group, 0)
         near = rows.o_near[:, first:].float()
         far = near + gate[..., :1] * (full[:, first:].float() - near) + gate[..., 1:2] * (rows.o_linear - near)
         return torch.cat([rows.o_near[:, :first].float(), far], 1)
+
+    def _full(self, layer, q, k, v, hard):
+        """Full attention, computed once even where its layer is computed again; only rows that read it lead back through it."""
+        if layer not in self.exact:
+            with torch.no_grad():
+                self.exact[layer] = attend_causal(q, k, v)
+        chosen = F.pad(hard > 0, (self.retrofit.geometry.first, 0))
+        return attend_chosen(q, k, v, chosen, self.exact[layer])
 
     def sums(self):
         terms = [self.terms[layer] for layer in sorted(self.terms)]
