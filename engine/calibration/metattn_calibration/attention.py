@@ -59,7 +59,8 @@ class _ChosenRows(torch.autograd.Function):
     """o, whose gradient is that of the chosen rows only: the others' must be zero, as a hard decision makes it."""
 
     @staticmethod
-    def forward(ctx, q, k, v, o, lse, chosen):
+    def forward(ctx, q, k, v, known, chosen):
+        o, lse = known
         ctx.save_for_backward(q, k, v, o, lse, chosen)
         return o.view_as(o)
 
@@ -83,7 +84,7 @@ class _ChosenRows(torch.autograd.Function):
                 for_q[h, :, rows[i]] = d_q[i, 0].view(group, -1, dim)
                 for_k[h, :keys] += d_k[i, 0]
                 for_v[h, :keys] += d_v[i, 0]
-        return for_q.view_as(q), for_k.to(k.dtype), for_v.to(v.dtype), None, None, None
+        return for_q.view_as(q), for_k.to(k.dtype), for_v.to(v.dtype), None, None
 
 
 def _row_batches(chosen):
@@ -104,4 +105,4 @@ def attend_chosen(q, k, v, chosen, known):
     """attend_causal's o as `known` (its o and lse) has it, differentiable for the rows chosen [Hkv, T] alone."""
     if _flash() is None or q.dtype == torch.float64:
         return attend_causal(q, k, v)[0]
-    return _ChosenRows.apply(q, k, v, *known, chosen)
+    return _ChosenRows.apply(q, k, v, known, chosen)
