@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <utility>
 
-#include "engine/sampler.h"
-
 namespace metattn {
 namespace {
 
@@ -44,7 +42,7 @@ void ActiveRequest::OnScheduled(Clock::time_point now, std::int32_t cached_token
   usage_.cached_tokens = cached_tokens;
 }
 
-GeneratedToken ActiveRequest::Choose(std::span<float> logits) const {
+SampleContext ActiveRequest::Context() const {
   const SamplingParams& params = args_.request.sampling;
   SampleContext context;
   context.prompt = args_.request.prompt;
@@ -52,7 +50,15 @@ GeneratedToken ActiveRequest::Choose(std::span<float> logits) const {
   if (static_cast<std::int32_t>(output_.size()) < params.min_tokens) context.forbidden = stop_ids_;
   context.seed = args_.seed;
   context.position = args_.request.prompt.size() + output_.size();
-  return Sample(logits, params, context);
+  return context;
+}
+
+bool ActiveRequest::TakesLargest() const {
+  return metattn::TakesLargest(args_.request.sampling, Context());
+}
+
+GeneratedToken ActiveRequest::Choose(std::span<float> logits) const {
+  return Sample(logits, args_.request.sampling, Context());
 }
 
 bool ActiveRequest::Stops(std::int32_t id) const {

@@ -17,6 +17,7 @@
 #include "engine/metrics.h"
 #include "engine/model/tokenizer.h"
 #include "engine/request.h"
+#include "engine/sampler.h"
 #include "engine/text_output.h"
 
 namespace metattn {
@@ -48,6 +49,8 @@ class ActiveRequest {
   void OnPreempted() { ++usage_.preemptions; }
   void OnRouted(const RoutingCounts& counts) { routing_.Add(counts); }
 
+  // The next token is the one of the largest logit, whatever the others are.
+  bool TakesLargest() const;
   // Chooses the next token from a row of logits, which is changed in place. Notes nothing yet.
   GeneratedToken Choose(std::span<float> logits) const;
   // Notes the token and calls the sink. True: that was the last event.
@@ -56,6 +59,7 @@ class ActiveRequest {
   void End(FinishReason reason, absl::Status status, Clock::time_point now);
 
  private:
+  SampleContext Context() const;
   bool Stops(std::int32_t id) const;
   void Finish(GenerationEvent& event, FinishReason reason, Clock::time_point now);
   double SecondsSinceSubmission(Clock::time_point now) const;

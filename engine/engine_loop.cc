@@ -102,6 +102,27 @@ void EngineLoop::NoteSchedule(const ScheduledStep& step) {
   }
 }
 
+// Of rows whose largest logit decides, ranks send no more than that.
+void EngineLoop::PickBestRows(ScheduledStep& step) const {
+  std::vector<std::int32_t> logit_rows;
+  for (std::size_t i = 0; i < step.samples.size(); ++i) {
+    const bool best = requests_.at(step.samples[i])->TakesLargest();
+    (best ? step.plan.best_rows : logit_rows).push_back(step.plan.logit_rows[i]);
+  }
+  step.plan.logit_rows = std::move(logit_rows);
+}
+
+absl::Status EngineLoop::CheckOutput(const StepPlan& plan, const StepOutput& output) const {
+  const std::size_t wanted = plan.logit_rows.size() * static_cast<std::size_t>(vocab_);
+  if (output.logits.size() == wanted && output.best.size() == plan.best_rows.size()) {
+    return absl::OkStatus();
+  }
+  return absl::InternalError(absl::StrFormat(
+      "the step returned %d logits instead of %d x %d, and %d best tokens instead of %d",
+      output.logits.size(), plan.logit_rows.size(), static_cast<long long>(vocab_),
+      output.best.size(), plan.best_rows.size()));
+}
+
 absl::Status EngineLoop::Step() {
   const auto now = Clock::now();
   if (requests_.empty()) control_.ObserveTokens(SecondsAt(now), 0);
@@ -109,16 +130,12 @@ absl::Status EngineLoop::Step() {
   auto step = scheduler_.Next();
   if (!step) return absl::OkStatus();
   NoteSchedule(*step);
+  PickBestRows(*step);
   if (shadow_rate_ > 0) PickShadowRows(shadow_rate_, kMaxShadowRows, step->plan);
   failed_ = true;  // until it has gone well
   absl::StatusOr<StepOutput> output = worker_.Step(step->plan);
   if (!output.ok()) return output.status();
-  const std::size_t wanted = step->samples.size() * static_cast<std::size_t>(vocab_);
-  if (output->logits.size() != wanted) {
-    return absl::InternalError(absl::StrFormat("the step returned %d logits instead of %d x %d",
-                                               output->logits.size(), step->samples.size(),
-                                               static_cast<long long>(vocab_)));
-  }
+  if (absl::Status status = CheckOutput(step->plan, *output); !status.ok()) return status;
   failed_ = false;
   ++steps_;
   if (observer_ != nullptr) {
@@ -128,18 +145,27 @@ absl::Status EngineLoop::Step() {
   for (std::size_t i = 0; i < step->plan.sequences.size(); ++i) {
     requests_.at(step->plan.sequences[i].id)->OnRouted(output->routing.sequences[i]);
   }
-  Deliver(*step, output->logits);
+  Deliver(*step, *output);
   return absl::OkStatus();
 }
 
-void EngineLoop::Deliver(const ScheduledStep& step, std::span<float> logits) {
+void EngineLoop::Deliver(const ScheduledStep& step, StepOutput& output) {
   std::vector<GeneratedToken> chosen;
   std::vector<std::int32_t> ids;
   chosen.reserve(step.samples.size());
   ids.reserve(step.samples.size());
-  const auto vocab = static_cast<std::size_t>(vocab_);
-  for (std::size_t i = 0; i < step.samples.size(); ++i) {
-    chosen.push_back(requests_.at(step.samples[i])->Choose(logits.subspan(i * vocab, vocab)));
+  std::span<float> logits = output.logits;
+  std::span<const std::int32_t> best = output.best;
+  for (const std::uint64_t id : step.samples) {
+    const ActiveRequest& request = *requests_.at(id);
+    if (request.TakesLargest()) {
+      chosen.push_back({.id = best.front()});
+      best = best.subspan(1);
+    } else {
+      const auto vocab = static_cast<std::size_t>(vocab_);
+      chosen.push_back(request.Choose(logits.first(vocab)));
+      logits = logits.subspan(vocab);
+    }
     ids.push_back(chosen.back().id);
   }
   scheduler_.Complete(ids);

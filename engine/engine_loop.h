@@ -59,7 +59,9 @@ class EngineLoop {
  private:
   void ApplyRouting(Clock::time_point now);
   void NoteSchedule(const ScheduledStep& step);
-  void Deliver(const ScheduledStep& step, std::span<float> logits);
+  void PickBestRows(ScheduledStep& step) const;
+  absl::Status CheckOutput(const StepPlan& plan, const StepOutput& output) const;
+  void Deliver(const ScheduledStep& step, StepOutput& output);
   void End(std::uint64_t id, FinishReason reason, absl::Status status);
   void Forget(std::uint64_t id);
 

@@ -334,6 +334,11 @@ void AddLogprobs(std::span<const float> logits, float max, int top, Scratch& scr
 
 }  // namespace
 
+bool TakesLargest(const SamplingParams& params, const SampleContext& context) {
+  return params.temperature <= 0.0 && params.logprobs < 0 && params.logit_bias.empty() &&
+         !Penalises(params) && context.forbidden.empty();
+}
+
 GeneratedToken Sample(std::span<float> logits, const SamplingParams& params,
                       const SampleContext& context) {
   METATTN_CHECK(!logits.empty(), "a row of logits has at least one value");

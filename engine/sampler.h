@@ -27,4 +27,7 @@ struct SampleContext {
 GeneratedToken Sample(std::span<float> logits, const SamplingParams& params,
                       const SampleContext& context);
 
+// Nothing of a row of logits matters to Sample but its largest: the token is the first that has it.
+bool TakesLargest(const SamplingParams& params, const SampleContext& context);
+
 }  // namespace metattn

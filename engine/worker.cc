@@ -363,8 +363,11 @@ absl::Status RankWorker::GatherOutput(const StepResult& result, const StepRoutin
 absl::Status RankWorker::Run(const StepPlan& plan, StepOutput* output) {
   StepResult result;
   StepRouting routing;
-  METATTN_RETURN_IF_ERROR(transformer_->Forward(
-      plan, {output == nullptr ? nullptr : &output->logits, &result, &routing}));
+  METATTN_RETURN_IF_ERROR(
+      transformer_->Forward(plan, {.logits = output == nullptr ? nullptr : &output->logits,
+                                   .best = output == nullptr ? nullptr : &output->best,
+                                   .result = &result,
+                                   .routing = &routing}));
   return GatherOutput(result, routing, output);
 }
 

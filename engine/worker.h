@@ -42,7 +42,8 @@ struct WorkerLimits {
 };
 
 struct StepOutput {
-  std::vector<float> logits;  // [plan.logit_rows, V]
+  std::vector<float> logits;       // [plan.logit_rows, V]
+  std::vector<std::int32_t> best;  // token ids, [plan.best_rows]
   std::vector<StepResult> per_rank;
   StepRouting routing;                      // sums over the ranks
   std::vector<RoutingCounts> rank_routing;  // totals of each rank

@@ -1,6 +1,7 @@
 #include "kernels/check_args.h"
 
 #include <cstdint>
+#include <limits>
 #include <span>
 
 #include "absl/strings/str_format.h"
@@ -247,6 +248,13 @@ void CheckArgs(const GatherArgs& args) {
   CheckView(args.rows, args.count, 4, "rows");
   CheckView(args.out, args.count * args.dim, 4, "out");
   METATTN_CHECK(args.count * args.dim == 0 || args.x, "x is absent");
+}
+
+void CheckArgs(const ArgMaxArgs& args) {
+  METATTN_CHECK(args.dim >= 0 && args.dim <= std::numeric_limits<std::int32_t>::max(),
+                "dim is no index");
+  CheckView(args.x, args.rows * args.dim, 4, "x");
+  CheckView(args.out, args.rows, sizeof(Largest), "out");
 }
 
 void CheckParts(std::span<const MatrixPart> parts, std::int64_t cols) {

@@ -32,6 +32,7 @@ void CheckArgs(const MixArgs& args);
 void CheckArgs(const NormalizeArgs& args);
 void CheckArgs(const SwiGluArgs& args);
 void CheckArgs(const GatherArgs& args);
+void CheckArgs(const ArgMaxArgs& args);
 
 // What Pack demands of its parts.
 void CheckParts(std::span<const MatrixPart> parts, std::int64_t cols);

@@ -151,6 +151,20 @@ struct GatherArgs {
   std::int64_t dim = 0;
 };
 
+// The largest of a row's values and the lowest index that has it; {-inf, 0} where there is nothing
+// but -inf and NaN, or nothing at all.
+struct Largest {
+  float value = 0;
+  std::int32_t index = 0;
+};
+
+struct ArgMaxArgs {
+  View x;    // [T, n] f32
+  View out;  // [T] Largest
+  std::int64_t rows = 0;
+  std::int64_t dim = 0;  // n
+};
+
 class Kernels {
  public:
   virtual ~Kernels() = default;
@@ -185,6 +199,7 @@ class Kernels {
   virtual void Normalize(const NormalizeArgs& args, Stream& stream) = 0;
   virtual void SwiGlu(const SwiGluArgs& args, Stream& stream) = 0;
   virtual void Gather(const GatherArgs& args, Stream& stream) = 0;
+  virtual void ArgMax(const ArgMaxArgs& args, Stream& stream) = 0;
 };
 
 struct KernelsOptions {

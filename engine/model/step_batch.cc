@@ -70,7 +70,7 @@ absl::Status StepBatch::CheckStates(const StepPlan& plan) const {
 absl::Status StepBatch::Check(const StepPlan& plan) const {
   const auto rows = static_cast<std::int64_t>(plan.tokens.size());
   const auto sequences = static_cast<std::int64_t>(plan.sequences.size());
-  const auto logits = static_cast<std::int64_t>(plan.logit_rows.size());
+  const auto logits = static_cast<std::int64_t>(plan.logit_rows.size() + plan.best_rows.size());
   if (rows > limits_.max_rows) return TooMany("rows", rows, limits_.max_rows);
   if (sequences > limits_.max_sequences)
     return TooMany("sequences", sequences, limits_.max_sequences);
@@ -155,8 +155,8 @@ void StepBatch::CopyPolicies(const StepPlan& plan, Stream& stream) {
 
 std::string StepBatch::shape() const {
   if (rows_.tokens != rows_.sequences || !shadow_rows_.empty()) return {};
-  return absl::StrCat(rows_.tokens, " rows, ", logit_count_, " with logits",
-                      needs_controller_ ? ", routed" : "");
+  return absl::StrCat(rows_.tokens, " rows, ", logit_count_, " with logits, ", best_count_,
+                      " with the best one", needs_controller_ ? ", routed" : "");
 }
 
 absl::Status StepBatch::Load(const StepPlan& plan, Stream& stream) {
@@ -170,7 +170,8 @@ absl::Status StepBatch::Load(const StepPlan& plan, Stream& stream) {
     return offset;
   };
   offset_tokens_ = place(plan.tokens);
-  offset_logits_ = place(plan.logit_rows);
+  offset_head_ = place(plan.logit_rows);
+  place(plan.best_rows);  // right behind
   rows_ = {.tokens = static_cast<std::int64_t>(plan.tokens.size()),
            .sequences = static_cast<int>(plan.sequences.size()),
            .position = {&ints_, place(position_)},
@@ -187,6 +188,7 @@ absl::Status StepBatch::Load(const StepPlan& plan, Stream& stream) {
   rows_.state_end = {&ints_, place(state_end_)};
   rows_.blocks = {&ints_, place(blocks_)};  // last: steps of equal shape have all else in one place
   logit_count_ = static_cast<int>(plan.logit_rows.size());
+  best_count_ = static_cast<int>(plan.best_rows.size());
   device_->CopyIn(staging_.data(), View{&ints_}, staging_.size() * sizeof(std::int32_t), stream);
   CopyPolicies(plan, stream);
   return absl::OkStatus();

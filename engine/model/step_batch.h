@@ -20,7 +20,7 @@ namespace metattn {
 struct StepBatchLimits {
   int max_rows = 0;
   int max_sequences = 0;
-  int max_logit_rows = 0;
+  int max_logit_rows = 0;   // with those of which only the best is wanted
   int max_context = 0;      // positions
   std::int64_t blocks = 0;  // ids are 0 .. blocks - 1
   std::int64_t vocab = 0;
@@ -45,12 +45,15 @@ class StepBatch {
   [[nodiscard]] absl::Status Load(const StepPlan& plan, Stream& stream);
 
   const AttentionRows& rows() const { return rows_; }
-  View token_ids() const { return View{&ints_, offset_tokens_}; }   // [T] i32
-  View logit_rows() const { return View{&ints_, offset_logits_}; }  // [n] i32
-  View route() const { return View{&routes_}; }                     // [T] u8
-  View cost_weight() const { return View{&floats_}; }               // [T] f32
-  View eta() const { return View{&floats_, offset_eta_}; }          // [T] f32
+  View token_ids() const { return View{&ints_, offset_tokens_}; }  // [T] i32
+  // Rows whose logits are computed: those of which all are wanted, then those of which the best is.
+  View head_rows() const { return View{&ints_, offset_head_}; }  // [n] i32
+  View route() const { return View{&routes_}; }                  // [T] u8
+  View cost_weight() const { return View{&floats_}; }            // [T] f32
+  View eta() const { return View{&floats_, offset_eta_}; }       // [T] f32
   int logit_count() const { return logit_count_; }
+  int best_count() const { return best_count_; }
+  int head_count() const { return logit_count_ + best_count_; }  // n
   // Steps of equal shape differ in nothing but the contents of these arrays. Empty: not worth to be
   // told apart, because such a step hardly comes again (some sequence has several rows, or rows are
   // shadowed).
@@ -88,8 +91,8 @@ class StepBatch {
   std::vector<std::int32_t> position_, sequence_, near_begin_, far_end_, row_begin_, table_begin_;
   std::vector<std::int32_t> linear_end_, blocks_, state_slot_, state_end_;
   AttentionRows rows_;
-  std::size_t offset_tokens_ = 0, offset_logits_ = 0, offset_eta_ = 0;
-  int logit_count_ = 0;
+  std::size_t offset_tokens_ = 0, offset_head_ = 0, offset_eta_ = 0;
+  int logit_count_ = 0, best_count_ = 0;
   bool needs_controller_ = false;
 };
 

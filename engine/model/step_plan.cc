@@ -11,7 +11,7 @@ namespace metattn {
 namespace {
 
 constexpr std::uint32_t kPlanMagic = 0x4d415350;  // "MASP"
-constexpr std::uint32_t kPlanVersion = 3;
+constexpr std::uint32_t kPlanVersion = 4;
 
 class Writer {
  public:
@@ -85,7 +85,7 @@ absl::Status CheckSequences(const StepPlan& plan) {
   if (rows != tokens || plan.policy.size() != plan.tokens.size()) {
     return Damaged("row counts that do not add up");
   }
-  for (const auto* rows : {&plan.logit_rows, &plan.shadow_rows}) {
+  for (const auto* rows : {&plan.logit_rows, &plan.best_rows, &plan.shadow_rows}) {
     std::int32_t last = -1;
     for (std::int32_t row : *rows) {
       if (row <= last || row >= tokens) return Damaged("picked rows out of order or range");
@@ -155,6 +155,7 @@ std::vector<std::byte> StepPlan::Encode() const {
   out.PutVector(tokens);
   out.PutVector(ToWire(policy));
   out.PutVector(logit_rows);
+  out.PutVector(best_rows);
   out.PutVector(shadow_rows);
   return out.Take();
 }
@@ -184,7 +185,7 @@ absl::StatusOr<StepPlan> StepPlan::Decode(std::span<const std::byte> message) {
   }
   std::vector<WirePolicy> policy;
   if (!in.GetVector(plan.tokens) || !in.GetVector(policy) || !in.GetVector(plan.logit_rows) ||
-      !in.GetVector(plan.shadow_rows)) {
+      !in.GetVector(plan.best_rows) || !in.GetVector(plan.shadow_rows)) {
     return Damaged("truncated rows");
   }
   plan.policy = FromWire(policy);

@@ -43,6 +43,7 @@ struct StepPlan {
   std::vector<std::int32_t> tokens;       // [T] token ids, sequence after sequence
   std::vector<RoutePolicy> policy;        // [T]
   std::vector<std::int32_t> logit_rows;   // rows whose logits rank 0 needs, ascending
+  std::vector<std::int32_t> best_rows;    // rows whose likeliest token is enough, ascending
   std::vector<std::int32_t> shadow_rows;  // rows whose full output is computed too, to compare
 
   std::vector<std::byte> Encode() const;

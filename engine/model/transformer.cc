@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <limits>
 #include <map>
 #include <string>
+#include <utility>
 
 #include "absl/strings/str_format.h"
 #include "engine/model/meta_controller.h"
@@ -18,6 +20,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+constexpr std::int64_t kLargestValues = sizeof(Largest) / sizeof(float);  // as it travels
+
 // Activations of the largest step, [rows, width] f32 each.
 struct Scratch {
   Buffer residual, hidden, delta;  // D
@@ -26,7 +30,9 @@ struct Scratch {
   Buffer gate_up, ffn;             // 2F, F
   Buffer picked;                   // D, rows of the logits
   Buffer logits;                   // V of this rank
+  Buffer best;                     // Largest of this rank's logits
   Buffer all_logits;               // rank 0 of several: V
+  Buffer all_best;                 // rank 0 of several: a Largest of each rank
 };
 
 struct Widths {
@@ -43,7 +49,7 @@ std::int64_t ActivationBytes(const ModelConfig& c, const Slice& s, const Transfo
                              bool gathers) {
   const Widths w = WidthsOf(c, s);
   const std::int64_t per_row = 3 * c.hidden + w.qkv + w.attention + 3 * w.ffn;
-  const std::int64_t per_logit_row = c.hidden + w.vocab + (gathers ? c.vocab : 0);
+  const std::int64_t per_logit_row = c.hidden + w.vocab + kLargestValues + (gathers ? c.vocab : 0);
   return 4 * (o.max_batch_tokens * per_row + o.max_logit_rows * per_logit_row);
 }
 
@@ -103,9 +109,11 @@ class DenseTransformer final : public Transformer {
   absl::Status Layer(int index);
   absl::Status Compute();
   absl::Status ComputeOrRepeat();
-  absl::Status ComputeLogits();
-  absl::Status Logits(std::vector<float>* logits);
-  absl::Status CollectLogits(std::vector<float>* logits);
+  absl::Status ComputeHead();
+  absl::Status GatherHead();
+  absl::Status CopyHead(const Outputs& out);
+  void SortLogits(std::span<const float> gathered, std::vector<float>* logits) const;
+  void BestOfRanks(std::span<const Largest> gathered, std::vector<std::int32_t>* best) const;
   absl::Status Fill(const StepPlan& plan, const Outputs& out);
   absl::Status MakeAttention();
   std::int64_t rows() const { return batch_->rows().tokens; }
@@ -188,7 +196,9 @@ absl::Status DenseTransformer::AllocateScratch() {
       {&scratch_.ffn, rows * widths_.ffn},
       {&scratch_.picked, picked * config_.hidden},
       {&scratch_.logits, picked * widths_.vocab},
+      {&scratch_.best, picked * kLargestValues},
       {&scratch_.all_logits, gathers ? picked * config_.vocab : 0},
+      {&scratch_.all_best, gathers ? picked * kLargestValues * comm_.size() : 0},
   };
   for (const auto& w : wanted) {
     absl::StatusOr<Buffer> buffer =
@@ -255,7 +265,7 @@ absl::Status DenseTransformer::Compute() {
     if (absl::Status s = Layer(i); !s.ok()) return s;
   }
   if (controller_ != nullptr) marks_.controller = controller_->marks();
-  return ComputeLogits();
+  return ComputeHead();
 }
 
 // A decode step is one launch where the stream can record it. The perturbation is made on the host.
@@ -271,9 +281,10 @@ absl::Status DenseTransformer::ComputeOrRepeat() {
   return absl::OkStatus();
 }
 
-// Logits of the wanted rows; with several ranks all of them on rank 0.
-absl::Status DenseTransformer::ComputeLogits() {
-  const int count = batch_->logit_count();
+// Logits of the wanted rows, and which is the largest where no more is wanted; with several ranks
+// all of it on rank 0.
+absl::Status DenseTransformer::ComputeHead() {
+  const int count = batch_->head_count(), logits = batch_->logit_count();
   if (count == 0) return absl::OkStatus();
   kernels_.Norm({{&scratch_.residual},
                  {&scratch_.delta},
@@ -284,34 +295,59 @@ absl::Status DenseTransformer::ComputeLogits() {
                  config_.norm_eps},
                 *stream_);
   kernels_.Gather(
-      {{&scratch_.hidden}, batch_->logit_rows(), {&scratch_.picked}, count, config_.hidden},
+      {{&scratch_.hidden}, batch_->head_rows(), {&scratch_.picked}, count, config_.hidden},
       *stream_);
   kernels_.Linear({&weights_.output(), {&scratch_.picked}, {}, {&scratch_.logits}, count},
                   *stream_);
-  if (comm_.size() == 1) return absl::OkStatus();
-  std::vector<std::int64_t> sizes;
-  for (const Slice& s : slices_) sizes.push_back(count * (s.vocab_end - s.vocab_begin));
-  const View all = comm_.rank() == 0 ? View{&scratch_.all_logits} : View{};
-  return comm_.GatherV({&scratch_.logits}, all, sizes, 0, *stream_);
+  const View behind = {&scratch_.logits, static_cast<std::size_t>(logits * widths_.vocab) * 4};
+  kernels_.ArgMax({behind, {&scratch_.best}, batch_->best_count(), widths_.vocab}, *stream_);
+  return comm_.size() == 1 ? absl::OkStatus() : GatherHead();
 }
 
-absl::Status DenseTransformer::Logits(std::vector<float>* logits) {
-  const int count = batch_->logit_count();
-  if (logits != nullptr) logits->clear();
-  if (count == 0) return absl::OkStatus();
-  if (comm_.size() > 1) return CollectLogits(logits);
-  logits->resize(static_cast<std::size_t>(count) * config_.vocab);
-  kernels_.device().CopyOut({&scratch_.logits}, logits->data(), logits->size() * 4, *stream_);
-  return stream_->Synchronize();
+absl::Status DenseTransformer::GatherHead() {
+  const bool root = comm_.rank() == 0;
+  if (batch_->logit_count() > 0) {
+    std::vector<std::int64_t> sizes;
+    for (const Slice& s : slices_) {
+      sizes.push_back(batch_->logit_count() * (s.vocab_end - s.vocab_begin));
+    }
+    const View all = root ? View{&scratch_.all_logits} : View{};
+    if (absl::Status s = comm_.GatherV({&scratch_.logits}, all, sizes, 0, *stream_); !s.ok())
+      return s;
+  }
+  if (batch_->best_count() == 0) return absl::OkStatus();
+  const std::vector<std::int64_t> sizes(slices_.size(), batch_->best_count() * kLargestValues);
+  const View all = root ? View{&scratch_.all_best} : View{};
+  return comm_.GatherV({&scratch_.best}, all, sizes, 0, *stream_);
 }
 
-// Rank 0 has each rank's [count, V_r] and lays the columns side by side.
-absl::Status DenseTransformer::CollectLogits(std::vector<float>* logits) {
-  const std::int64_t count = batch_->logit_count();
+absl::Status DenseTransformer::CopyHead(const Outputs& out) {
+  if (out.logits != nullptr) out.logits->clear();
+  if (out.best != nullptr) out.best->clear();
+  if (batch_->head_count() == 0) return absl::OkStatus();
   if (comm_.rank() != 0) return stream_->Synchronize();
-  std::vector<float> gathered(static_cast<std::size_t>(count) * config_.vocab);
-  kernels_.device().CopyOut({&scratch_.all_logits}, gathered.data(), gathered.size() * 4, *stream_);
+  const bool several = comm_.size() > 1;
+  std::vector<float> logits(static_cast<std::size_t>(batch_->logit_count() * config_.vocab));
+  std::vector<Largest> best(static_cast<std::size_t>(batch_->best_count() * comm_.size()));
+  Device& device = kernels_.device();
+  device.CopyOut({several ? &scratch_.all_logits : &scratch_.logits}, logits.data(),
+                 logits.size() * sizeof(float), *stream_);
+  device.CopyOut({several ? &scratch_.all_best : &scratch_.best}, best.data(),
+                 best.size() * sizeof(Largest), *stream_);
   if (absl::Status s = stream_->Synchronize(); !s.ok()) return s;
+  if (batch_->best_count() > 0) BestOfRanks(best, out.best);
+  if (!several) {
+    *out.logits = std::move(logits);
+  } else if (batch_->logit_count() > 0) {
+    SortLogits(logits, out.logits);
+  }
+  return absl::OkStatus();
+}
+
+// Rank after rank [count, V_r] -> columns side by side.
+void DenseTransformer::SortLogits(std::span<const float> gathered,
+                                  std::vector<float>* logits) const {
+  const std::int64_t count = batch_->logit_count();
   logits->resize(gathered.size());
   const float* from = gathered.data();
   for (const Slice& s : slices_) {
@@ -321,7 +357,22 @@ absl::Status DenseTransformer::CollectLogits(std::vector<float>* logits) {
                   width * sizeof(float));
     }
   }
-  return absl::OkStatus();
+}
+
+// Rank after rank a Largest of every row, indices within the rank's slice of the vocabulary.
+void DenseTransformer::BestOfRanks(std::span<const Largest> gathered,
+                                   std::vector<std::int32_t>* best) const {
+  const auto count = static_cast<std::size_t>(batch_->best_count());
+  best->assign(count, 0);
+  for (std::size_t row = 0; row < count; ++row) {
+    float value = -std::numeric_limits<float>::infinity();
+    for (std::size_t rank = 0; rank < slices_.size(); ++rank) {
+      const Largest& theirs = gathered[rank * count + row];
+      if (!(theirs.value > value)) continue;
+      value = theirs.value;
+      (*best)[row] = static_cast<std::int32_t>(slices_[rank].vocab_begin) + theirs.index;
+    }
+  }
 }
 
 absl::Status DenseTransformer::Fill(const StepPlan& plan, const Outputs& out) {
@@ -355,7 +406,7 @@ absl::Status DenseTransformer::Forward(const StepPlan& plan, const Outputs& out)
   if (absl::Status s = attention_->BeginStep(*batch_, *stream_); !s.ok()) return s;
   if (absl::Status s = ComputeOrRepeat(); !s.ok()) return s;
   if (controller_ != nullptr) controller_->EndStep(plan, *stream_);
-  if (absl::Status s = Logits(out.logits); !s.ok()) return s;
+  if (absl::Status s = CopyHead(out); !s.ok()) return s;
   if (absl::Status s = Fill(plan, out); !s.ok()) return s;
   if (out.result != nullptr) {
     out.result->step_seconds = std::chrono::duration<double>(Clock::now() - start).count();

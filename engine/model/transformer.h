@@ -33,7 +33,7 @@ struct TransformerOptions {
   int max_batch_tokens = 512;  // rows of one step at most
   int max_sequences = 64;      // sequences of one step at most
   int state_snapshots = 0;     // linear states kept beside those of the sequences
-  int max_logit_rows = 64;     // rows of one step whose logits are wanted, at most
+  int max_logit_rows = 64;     // rows of one step whose logits, or best token, are wanted, at most
   int max_context = 0;         // positions; 0: the model's own
   std::int64_t blocks = 0;     // K/V capacity in blocks of kBlockTokens
   const ControllerFile* controller = nullptr;  // null: routes are forced; only during Create
@@ -55,10 +55,12 @@ class Transformer {
                                                              Kernels& kernels, Communicator& comm);
   virtual ~Transformer() = default;
 
-  // Runs the plan. On rank 0 `logits` receives [plan.logit_rows, V] f32; others may pass null.
-  // `routing` receives this rank's counts.
+  // Runs the plan. On rank 0 `logits` receives [plan.logit_rows, V] f32 and `best` of each of
+  // plan.best_rows the token of the largest logit (the lowest of equal ones; 0 where none is above
+  // -inf); others may pass null. `routing` receives this rank's counts.
   struct Outputs {
     std::vector<float>* logits = nullptr;
+    std::vector<std::int32_t>* best = nullptr;
     StepResult* result = nullptr;
     StepRouting* routing = nullptr;
   };

@@ -186,4 +186,9 @@ void CpuKernels::Gather(const GatherArgs& args, Stream&) {
   ops_.gather(args, context_);
 }
 
+void CpuKernels::ArgMax(const ArgMaxArgs& args, Stream&) {
+  CheckArgs(args);
+  ops_.argmax(args, context_);
+}
+
 }  // namespace metattn::cpu

@@ -51,6 +51,7 @@ class CpuKernels final : public Kernels {
   void Normalize(const NormalizeArgs& args, Stream& stream) override;
   void SwiGlu(const SwiGluArgs& args, Stream& stream) override;
   void Gather(const GatherArgs& args, Stream& stream) override;
+  void ArgMax(const ArgMaxArgs& args, Stream& stream) override;
 
  private:
   const OpTable& ops_;

@@ -45,6 +45,7 @@ struct OpTable {
   void (*normalize)(const NormalizeArgs& args, OpContext& context);
   void (*swiglu)(const SwiGluArgs& args, OpContext& context);
   void (*gather)(const GatherArgs& args, OpContext& context);
+  void (*argmax)(const ArgMaxArgs& args, OpContext& context);
 };
 
 }  // namespace metattn::cpu

@@ -15,6 +15,7 @@ void Norm(const NormArgs& args, OpContext& context);
 void Linear(const PackedMatrix& weight, const LinearArgs& args, OpContext& context);
 void SwiGlu(const SwiGluArgs& args, OpContext& context);
 void Gather(const GatherArgs& args, OpContext& context);
+void ArgMax(const ArgMaxArgs& args, OpContext& context);
 
 // rope_append.cc, route.cc, attention_near.cc, attention_far.cc, control.cc, mix.cc
 std::int64_t PageBytes(int head_dim);

@@ -29,6 +29,7 @@ const OpTable& Table() {
       .normalize = Normalize,
       .swiglu = SwiGlu,
       .gather = Gather,
+      .argmax = ArgMax,
   };
   return table;
 }

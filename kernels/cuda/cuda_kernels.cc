@@ -1,5 +1,6 @@
 #include "kernels/cuda/cuda_kernels.h"
 
+#include <cstddef>
 #include <utility>
 
 #include "kernels/check_args.h"
@@ -15,6 +16,9 @@ namespace {
 static_assert(kBlockTokens == 64 && kSpanTokens == 256,
               "pages.h, attention_far.cu, attention_tile.h, launchers.h");
 static_assert(static_cast<int>(DType::kQ4_1) == 5, "decode.h");
+static_assert(sizeof(Largest) == sizeof(LargestValue) &&
+                  offsetof(Largest, index) == offsetof(LargestValue, index),
+              "params.h");
 
 CudaStream& Cuda(Stream& stream) { return static_cast<CudaStream&>(stream); }
 
@@ -229,6 +233,12 @@ void CudaKernels::Gather(const GatherArgs& args, Stream& stream) {
   const GatherParams p = {args.x.As<float>(), args.rows.As<std::int32_t>(), args.out.As<float>(),
                           args.count, args.dim};
   Cuda(stream).Note(LaunchGather(p, Cuda(stream).get()), "gather");
+}
+
+void CudaKernels::ArgMax(const ArgMaxArgs& args, Stream& stream) {
+  CheckArgs(args);
+  const ArgMaxParams p = {args.x.As<float>(), args.out.As<LargestValue>(), args.rows, args.dim};
+  Cuda(stream).Note(LaunchArgMax(p, Cuda(stream).get()), "argmax");
 }
 
 }  // namespace metattn::cuda

@@ -46,6 +46,7 @@ class CudaKernels final : public Kernels {
   void Normalize(const NormalizeArgs& args, Stream& stream) override;
   void SwiGlu(const SwiGluArgs& args, Stream& stream) override;
   void Gather(const GatherArgs& args, Stream& stream) override;
+  void ArgMax(const ArgMaxArgs& args, Stream& stream) override;
 
  private:
   CudaKernels(bool exact, std::unique_ptr<CudaDevice> device, std::unique_ptr<Stream> loading)

@@ -11,6 +11,7 @@
 namespace metattn::cuda {
 
 [[nodiscard]] cudaError_t LaunchEmbed(const EmbedParams& p, cudaStream_t stream);
+[[nodiscard]] cudaError_t LaunchArgMax(const ArgMaxParams& p, cudaStream_t stream);
 [[nodiscard]] cudaError_t LaunchGather(const GatherParams& p, cudaStream_t stream);
 [[nodiscard]] cudaError_t LaunchNorm(const NormParams& p, cudaStream_t stream);
 [[nodiscard]] cudaError_t LaunchLinear(const LinearParams& p, cudaStream_t stream);

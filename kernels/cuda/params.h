@@ -193,4 +193,15 @@ struct GatherParams {
   std::int64_t count, dim;
 };
 
+struct LargestValue {  // Largest of kernels.h
+  float value;
+  std::int32_t index;
+};
+
+struct ArgMaxParams {
+  const float* x;
+  LargestValue* out;
+  std::int64_t rows, dim;
+};
+
 }  // namespace metattn::cuda

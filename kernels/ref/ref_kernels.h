@@ -46,6 +46,7 @@ class RefKernels final : public Kernels {
   void Normalize(const NormalizeArgs& args, Stream& stream) override;
   void SwiGlu(const SwiGluArgs& args, Stream& stream) override;
   void Gather(const GatherArgs& args, Stream& stream) override;
+  void ArgMax(const ArgMaxArgs& args, Stream& stream) override;
 
  private:
   std::unique_ptr<Device> device_;

@@ -39,6 +39,11 @@ absl::StatusOr<StepOutput> OracleWorker::Step(const StepPlan& plan) {
     const std::vector<float> row = Logits(context);
     output.logits.insert(output.logits.end(), row.begin(), row.end());
   }
+  for (const auto& context : checker_.best_contexts()) {
+    const std::vector<float> row = Logits(context);
+    const auto best = std::max_element(row.begin(), row.end());
+    output.best.push_back(static_cast<std::int32_t>(best - row.begin()));
+  }
   output.per_rank.resize(1);
   output.per_rank[0].step = plan.step;
   output.routing.layers.resize(1);

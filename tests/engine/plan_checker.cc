@@ -70,10 +70,13 @@ std::string PlanChecker::CheckShape(const StepPlan& plan) const {
   }
   if (rows != static_cast<std::int64_t>(plan.tokens.size())) return "rows and tokens differ";
   std::int32_t previous = -1;
-  for (const std::int32_t row : plan.logit_rows) {
-    if (row <= previous) return "logit rows do not ascend";
-    if (!last_rows.contains(row)) return "logits of a row that is not a sequence's last";
-    previous = row;
+  for (const auto* wanted : {&plan.logit_rows, &plan.best_rows}) {
+    previous = -1;
+    for (const std::int32_t row : *wanted) {
+      if (row <= previous) return "logit rows do not ascend";
+      if (!last_rows.erase(row)) return "logits of a row that is not a sequence's last, or twice";
+      previous = row;
+    }
   }
   return {};
 }
@@ -125,7 +128,8 @@ std::string PlanChecker::Write(const StepPlan& plan) {
 // Every row must find, through its table, slots 0 .. its position in order with one history.
 std::string PlanChecker::Read(const StepPlan& plan) {
   contexts_.clear();
-  std::size_t row = 0, next_logit = 0;
+  best_contexts_.clear();
+  std::size_t row = 0;
   for (const StepSequence& s : plan.sequences) {
     std::uint64_t history = 0;
     std::vector<std::int32_t> context;
@@ -148,11 +152,9 @@ std::string PlanChecker::Read(const StepPlan& plan) {
       context.push_back(slot.token);
     }
     row += static_cast<std::size_t>(s.rows);
-    if (next_logit < plan.logit_rows.size() &&
-        plan.logit_rows[next_logit] == static_cast<std::int32_t>(row) - 1) {
-      contexts_.push_back(std::move(context));
-      ++next_logit;
-    }
+    const auto last = static_cast<std::int32_t>(row) - 1;
+    if (std::ranges::binary_search(plan.logit_rows, last)) contexts_.push_back(context);
+    if (std::ranges::binary_search(plan.best_rows, last)) best_contexts_.push_back(context);
   }
   return {};
 }

@@ -38,8 +38,11 @@ class PlanChecker {
   // Empty: the plan is valid. Otherwise what is wrong. Applies the plan's writes.
   std::string Check(const StepPlan& plan);
 
-  // The context of logit row i of the last checked plan, read back through its block table.
-  const std::vector<std::vector<std::int32_t>>& contexts() const { return contexts_; }
+  // The context of logit row i of the last checked plan, read back through its block table, and
+  // that of row i of which only the best token is wanted.
+  using Contexts = std::vector<std::vector<std::int32_t>>;
+  const Contexts& contexts() const { return contexts_; }
+  const Contexts& best_contexts() const { return best_contexts_; }
 
   // The policy that each position of a sequence was first computed or found under.
   const std::vector<RoutePolicy>& policies(std::uint64_t id) { return first_policies_[id]; }
@@ -65,7 +68,7 @@ class PlanChecker {
   const LinearStates linear_;
   std::uint64_t last_step_ = 0;
   std::vector<std::vector<Slot>> store_;  // [block][kBlockTokens]
-  std::vector<std::vector<std::int32_t>> contexts_;
+  Contexts contexts_, best_contexts_;
   // Policy of each position of a sequence when it was first computed or found.
   std::map<std::uint64_t, std::vector<RoutePolicy>> first_policies_;
   struct LinearState {

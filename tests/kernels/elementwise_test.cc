@@ -1,7 +1,8 @@
-// Norm, SwiGlu, Gather: row-wise ops.
+// Norm, SwiGlu, Gather, ArgMax: row-wise ops.
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <limits>
 
 #include "tests/kernels/support.h"
 
@@ -97,6 +98,44 @@ TEST_P(ElementwiseTest, GatherCopiesRows) {
   }
   ExpectSame(rig.Out<float>(out, 4 * dim), expected, "gather");
   rig.kernels().Gather({.x = in, .out = out, .count = 0, .dim = dim}, rig.stream());
+}
+
+TEST_P(ElementwiseTest, ArgMaxIsTheFirstOfTheLargest) {
+  Rig rig(GetParam());
+  constexpr float kInf = std::numeric_limits<float>::infinity();
+  constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+  for (const std::int64_t dim : {1, 5, 64, 1023, 1025, 5000}) {
+    std::vector<float> x = Randoms(7 * dim, 6);
+    const auto row = [&](std::int64_t r) { return std::span(x).subspan(r * dim, dim); };
+    row(1).back() = row(1)[dim / 2] = row(1)[dim / 3] = 90;  // equal ones
+    for (float& v : row(2)) v = -kInf;
+    for (float& v : row(3)) v = kNan;
+    row(4).back() = kInf;
+    row(5)[0] = kNan;
+    for (float& v : row(6)) v = v - 100;  // none above zero
+    const View out = rig.Space(7 * sizeof(Largest));
+    rig.kernels().ArgMax({.x = rig.In(x), .out = out, .rows = 7, .dim = dim}, rig.stream());
+    const auto got = rig.Out<Largest>(out, 7);
+    for (std::int64_t r = 0; r < 7; ++r) {
+      Largest expected = {-kInf, 0};
+      for (std::int64_t i = 0; i < dim; ++i) {
+        if (row(r)[i] > expected.value) expected = {row(r)[i], static_cast<std::int32_t>(i)};
+      }
+      EXPECT_EQ(got[r].value, expected.value) << "row " << r << " of " << dim;
+      EXPECT_EQ(got[r].index, expected.index) << "row " << r << " of " << dim;
+    }
+  }
+}
+
+TEST_P(ElementwiseTest, ArgMaxOfNothing) {
+  Rig rig(GetParam());
+  const View out = rig.Space(2 * sizeof(Largest));
+  rig.kernels().ArgMax({.out = out, .rows = 2, .dim = 0}, rig.stream());
+  for (const Largest& got : rig.Out<Largest>(out, 2)) {
+    EXPECT_EQ(got.value, -std::numeric_limits<float>::infinity());
+    EXPECT_EQ(got.index, 0);
+  }
+  rig.kernels().ArgMax({.dim = 9}, rig.stream());
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, ElementwiseTest, ::testing::ValuesIn(Backends()),

@@ -18,7 +18,7 @@ WorkerLimits LimitsFor(std::size_t tokens, const RunnerOptions& options) {
   limits.max_sequences = 1 + options.company;
   const int largest = std::max(options.chunk, options.prompt);
   limits.max_batch_tokens = largest * limits.max_sequences;
-  limits.max_logit_rows = largest;
+  limits.max_logit_rows = largest + 1;  // one of which the best is wanted too
   limits.state_snapshots = options.snapshots ? limits.max_sequences : 0;
   limits.max_context = static_cast<int>(tokens);
   limits.min_blocks = BlocksFor(tokens) * limits.max_sequences;
@@ -84,8 +84,14 @@ absl::Status Feed(Worker& worker, std::span<const std::int32_t> tokens,
     plan.logit_rows.resize(static_cast<std::size_t>(plan.sequences.back().rows));
     std::iota(plan.logit_rows.begin(), plan.logit_rows.end(),
               static_cast<std::int32_t>(plan.tokens.size() - plan.logit_rows.size()));
+    plan.best_rows = {plan.logit_rows.back()};
     absl::StatusOr<StepOutput> step = worker.Step(plan);
     if (!step.ok()) return step.status();
+    const auto last = std::span(step->logits).last(static_cast<std::size_t>(out.vocab));
+    const auto best = std::max_element(last.begin(), last.end()) - last.begin();
+    if (step->best.size() != 1 || step->best[0] != best) {
+      return absl::InternalError("the best token is not that of the largest logit");
+    }
     out.logits.insert(out.logits.end(), step->logits.begin(), step->logits.end());
     out.routing.Add(step->routing.sequences.back());
   }

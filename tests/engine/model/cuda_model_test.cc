@@ -165,9 +165,9 @@ TEST_F(CudaModel, ADecodeStepIsOneGraphLaunch) {
     EXPECT_EQ(few.graphs, 5) << "the first step runs by itself, the second is recorded";
     EXPECT_EQ(many.graphs - few.graphs, 10);
     EXPECT_EQ(many.kernels, few.kernels) << "no kernel is launched beside the graph";
-    // In: the plan's integers, routes, weights of the cost; out: logits, decisions and, when
-    // routed, U and soft weights.
-    const int copies = policy.route == Route::kRouted ? 7 : 5;
+    // In: the plan's integers, routes, weights of the cost; out: logits, the best token (the runner
+    // wants both), decisions and, when routed, U and soft weights.
+    const int copies = policy.route == Route::kRouted ? 8 : 6;
     EXPECT_EQ(many.copies - few.copies, 10 * copies);
     EXPECT_LE(many.waits - few.waits, 10 * (copies + 2)) << "host waits for its copies only";
   }

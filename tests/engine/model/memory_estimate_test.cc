@@ -76,6 +76,7 @@ class CountingKernels final : public Kernels {
   void Normalize(const NormalizeArgs&, Stream&) override {}
   void SwiGlu(const SwiGluArgs&, Stream&) override {}
   void Gather(const GatherArgs&, Stream&) override {}
+  void ArgMax(const ArgMaxArgs&, Stream&) override {}
 
  private:
   std::unique_ptr<Kernels> ref_;

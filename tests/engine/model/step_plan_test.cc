@@ -17,6 +17,7 @@ StepPlan Example() {
   plan.tokens = {10, 11, 12};
   plan.policy = {{}, {Route::kRouted, 0.5f, 0.98f}, {Route::kLocal}};
   plan.logit_rows = {1, 2};
+  plan.best_rows = {0};
   plan.shadow_rows = {0, 2};
   return plan;
 }
@@ -39,6 +40,7 @@ TEST(StepPlan, ComesBackAsItWasSent) {
   EXPECT_EQ(plan->tokens, Example().tokens);
   EXPECT_EQ(plan->policy, Example().policy);
   EXPECT_EQ(plan->logit_rows, Example().logit_rows);
+  EXPECT_EQ(plan->best_rows, Example().best_rows);
   EXPECT_EQ(plan->shadow_rows, Example().shadow_rows);
 }
 
@@ -70,6 +72,7 @@ TEST(StepPlan, InconsistentPlansAreRefused) {
   EXPECT_TRUE(refused([](StepPlan& p) { p.policy[0].route = static_cast<Route>(4); }));
   EXPECT_TRUE(refused([](StepPlan& p) { p.logit_rows = {2, 1}; }));
   EXPECT_TRUE(refused([](StepPlan& p) { p.logit_rows = {3}; }));
+  EXPECT_TRUE(refused([](StepPlan& p) { p.best_rows = {1, 1}; }));
   EXPECT_TRUE(refused([](StepPlan& p) { p.sequences[0].rows = -1; }));
   EXPECT_TRUE(refused([](StepPlan& p) { p.policy.pop_back(); }));
   EXPECT_TRUE(refused([](StepPlan& p) { p.shadow_rows = {2, 1}; }));
