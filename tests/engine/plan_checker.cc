@@ -69,9 +69,8 @@ std::string PlanChecker::CheckShape(const StepPlan& plan) const {
     }
   }
   if (rows != static_cast<std::int64_t>(plan.tokens.size())) return "rows and tokens differ";
-  std::int32_t previous = -1;
   for (const auto* wanted : {&plan.logit_rows, &plan.best_rows}) {
-    previous = -1;
+    std::int32_t previous = -1;
     for (const std::int32_t row : *wanted) {
       if (row <= previous) return "logit rows do not ascend";
       if (!last_rows.erase(row)) return "logits of a row that is not a sequence's last, or twice";

@@ -66,6 +66,30 @@ TEST(Sampler, GreedyTakesTheLargestAndTheLowerIdOfATie) {
   EXPECT_EQ(Take({-0.0f, 0.0f}, {}).id, 0);
 }
 
+TEST(Sampler, TheLargestAloneDecidesOnlyWhereNothingElseIsAsked) {
+  EXPECT_TRUE(TakesLargest({}, {}));
+  SamplingParams filters;  // matter to draws only
+  filters.top_k = 3;
+  filters.top_p = 0.5;
+  filters.min_p = 0.1;
+  EXPECT_TRUE(TakesLargest(filters, {}));
+  const auto takes = [](void (*change)(SamplingParams&)) {
+    SamplingParams p;
+    change(p);
+    return TakesLargest(p, {});
+  };
+  EXPECT_FALSE(takes([](SamplingParams& p) { p.temperature = 0.5; }));
+  EXPECT_FALSE(takes([](SamplingParams& p) { p.logprobs = 0; }));
+  EXPECT_FALSE(takes([](SamplingParams& p) { p.logit_bias = {{1, 2.0}}; }));
+  EXPECT_FALSE(takes([](SamplingParams& p) { p.repetition_penalty = 1.1; }));
+  EXPECT_FALSE(takes([](SamplingParams& p) { p.presence_penalty = 0.1; }));
+  EXPECT_FALSE(takes([](SamplingParams& p) { p.frequency_penalty = 0.1; }));
+  const std::vector<std::int32_t> forbidden = {1};
+  SampleContext context;
+  context.forbidden = forbidden;
+  EXPECT_FALSE(TakesLargest({}, context));
+}
+
 TEST(Sampler, NanCountsAsMinusInfinity) {
   EXPECT_EQ(Take({kNan, 1, kNan, 2}, {}).id, 3);
   SamplingParams p;

@@ -13,12 +13,14 @@
 namespace metattn::test {
 namespace {
 
+constexpr int kBestRows = 3;  // of a step, the last ones, of which the best token is wanted too
+
 WorkerLimits LimitsFor(std::size_t tokens, const RunnerOptions& options) {
   WorkerLimits limits;
   limits.max_sequences = 1 + options.company;
   const int largest = std::max(options.chunk, options.prompt);
   limits.max_batch_tokens = largest * limits.max_sequences;
-  limits.max_logit_rows = largest + 1;  // one of which the best is wanted too
+  limits.max_logit_rows = largest + kBestRows;
   limits.state_snapshots = options.snapshots ? limits.max_sequences : 0;
   limits.max_context = static_cast<int>(tokens);
   limits.min_blocks = BlocksFor(tokens) * limits.max_sequences;
@@ -70,6 +72,19 @@ void AddSequence(int index, std::span<const std::int32_t> tokens, std::int32_t b
   }
 }
 
+// The best tokens of the last `rows` rows are those of their largest logits.
+absl::Status CheckBest(const StepOutput& step, std::ptrdiff_t rows, std::int64_t vocab) {
+  if (std::ssize(step.best) != rows) return absl::InternalError("another number of best tokens");
+  auto row = step.logits.end() - rows * vocab;
+  for (const std::int32_t best : step.best) {
+    if (std::max_element(row, row + vocab) - row != best) {
+      return absl::InternalError("a best token is not that of the largest logit");
+    }
+    row += vocab;
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Feed(Worker& worker, std::span<const std::int32_t> tokens,
                   const RunnerOptions& options, RunnerOutput& out) {
   const auto length = static_cast<std::int32_t>(tokens.size());
@@ -84,14 +99,11 @@ absl::Status Feed(Worker& worker, std::span<const std::int32_t> tokens,
     plan.logit_rows.resize(static_cast<std::size_t>(plan.sequences.back().rows));
     std::iota(plan.logit_rows.begin(), plan.logit_rows.end(),
               static_cast<std::int32_t>(plan.tokens.size() - plan.logit_rows.size()));
-    plan.best_rows = {plan.logit_rows.back()};
+    const auto best = std::min<std::ptrdiff_t>(kBestRows, std::ssize(plan.logit_rows));
+    plan.best_rows.assign(plan.logit_rows.end() - best, plan.logit_rows.end());
     absl::StatusOr<StepOutput> step = worker.Step(plan);
     if (!step.ok()) return step.status();
-    const auto last = std::span(step->logits).last(static_cast<std::size_t>(out.vocab));
-    const auto best = std::max_element(last.begin(), last.end()) - last.begin();
-    if (step->best.size() != 1 || step->best[0] != best) {
-      return absl::InternalError("the best token is not that of the largest logit");
-    }
+    if (absl::Status s = CheckBest(*step, best, out.vocab); !s.ok()) return s;
     out.logits.insert(out.logits.end(), step->logits.begin(), step->logits.end());
     out.routing.Add(step->routing.sequences.back());
   }

@@ -102,7 +102,10 @@ def _row_batches(chosen):
 
 
 def attend_chosen(q, k, v, chosen, known):
-    """attend_causal's o as `known` (its o and lse) has it, differentiable for the rows chosen [Hkv, T] alone."""
+    """attend_causal's o, differentiable for the rows chosen [Hkv, T] alone; known() gives its o and lse, once computed.
+
+    Where there is no blocked kernel it is computed here, differentiable for all rows.
+    """
     if _flash() is None or q.dtype == torch.float64:
         return attend_causal(q, k, v)[0]
-    return _ChosenRows.apply(q, k, v, known, chosen)
+    return _ChosenRows.apply(q, k, v, known(), chosen)

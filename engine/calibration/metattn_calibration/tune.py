@@ -50,11 +50,14 @@ class Student:
 
     def _full(self, layer, q, k, v, hard):
         """Full attention, computed once even where its layer is computed again; only rows that read it lead back through it."""
-        if layer not in self.exact:
-            with torch.no_grad():
-                self.exact[layer] = attend_causal(q, k, v)
+        def known():
+            if layer not in self.exact:
+                with torch.no_grad():
+                    self.exact[layer] = attend_causal(q, k, v)
+            return self.exact[layer]
+
         chosen = F.pad(hard > 0, (self.retrofit.geometry.first, 0))
-        return attend_chosen(q, k, v, chosen, self.exact[layer])
+        return attend_chosen(q, k, v, chosen, known)
 
     def sums(self):
         terms = [self.terms[layer] for layer in sorted(self.terms)]
