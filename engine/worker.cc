@@ -9,7 +9,9 @@
 #include "engine/host_memory.h"
 #include "engine/model/weights.h"
 #include "engine/rank_device.h"
+#include "engine/rank_speed.h"
 #include "kernels/kernels.h"
+#include "parallel/exchange.h"
 #include "parallel/nccl_communicator.h"
 #include "parallel/shard_planner.h"
 #include "parallel/topology.h"
@@ -56,12 +58,12 @@ class RankWorker final : public Worker {
   absl::StatusOr<int> ChooseDevice() const;
   absl::Status MakeBackend();
   absl::Status JoinDevices();
+  absl::Status WeighRanks();
   Communicator& tensors() const { return device_comm_ == nullptr ? comm_ : *device_comm_; }
   absl::Status Plan(const Checkpoint& checkpoint);
   absl::StatusOr<std::int64_t> BlocksThatFit(const Checkpoint& checkpoint);
   absl::Status AgreeOnBlocks(const absl::StatusOr<std::int64_t>& mine);
   absl::Status ReportUp(const absl::Status& status);
-  absl::StatusOr<std::vector<RankRecord>> Exchange(const RankRecord& mine);
   std::string Describe(int rank, const RankRecord& record) const;
   absl::Status OpenController(const Checkpoint& checkpoint);
   absl::Status OpenDecisions();
@@ -80,6 +82,7 @@ class RankWorker final : public Worker {
   std::unique_ptr<Kernels> kernels_;
   int device_ = 0;                             // of the cuda backend
   std::unique_ptr<Communicator> device_comm_;  // null: tensors go over comm_, as all else does
+  std::vector<double> weights_;                // of the ranks
   std::vector<Slice> slices_;
   std::unique_ptr<Transformer> transformer_;
   std::int64_t blocks_ = 0;
@@ -137,6 +140,25 @@ absl::Status RankWorker::JoinDevices() {
   return absl::OkStatus();
 }
 
+// Collective: what part of the model each rank gets.
+absl::Status RankWorker::WeighRanks() {
+  const auto ranks = static_cast<std::size_t>(comm_.size());
+  weights_ = options_.rank_weights;
+  if (!weights_.empty() && weights_.size() != ranks) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("--rank-weights: %d weights for %d ranks", weights_.size(), ranks));
+  }
+  if (!weights_.empty()) return absl::OkStatus();
+  weights_.assign(ranks, 1.0);
+  const bool probes = options_.probe_ranks.value_or(options_.device == "cuda");
+  if (!probes || ranks == 1) return absl::OkStatus();
+  const absl::StatusOr<double> mine = MeasureSpeed(*kernels_, 2 * config_.ffn, config_.hidden);
+  METATTN_ASSIGN_OR_RETURN(const std::vector<double> speeds,
+                           ExchangeRecords(comm_, mine.value_or(0)));
+  weights_ = WeightsOfSpeeds(speeds);
+  return mine.status();
+}
+
 // A flag that was given must agree with the controller: it was trained for one window only.
 absl::Status CheckAgainstController(const char* flag, int asked, int trained) {
   if (asked == trained) return absl::OkStatus();
@@ -181,13 +203,7 @@ absl::Status RankWorker::OpenDecisions() {
 
 absl::Status RankWorker::Plan(const Checkpoint& checkpoint) {
   METATTN_RETURN_IF_ERROR(OpenController(checkpoint));
-  std::vector<double> weights = options_.rank_weights;
-  if (weights.empty()) weights.assign(comm_.size(), 1.0);
-  if (static_cast<int>(weights.size()) != comm_.size()) {
-    return absl::InvalidArgumentError(absl::StrFormat(
-        "--rank-weights: %d weights for %d ranks", static_cast<int>(weights.size()), comm_.size()));
-  }
-  absl::StatusOr<std::vector<Slice>> slices = PlanSlices(ShapeOf(config_, checkpoint), weights);
+  absl::StatusOr<std::vector<Slice>> slices = PlanSlices(ShapeOf(config_, checkpoint), weights_);
   if (!slices.ok()) return slices.status();
   slices_ = *std::move(slices);
   METATTN_RETURN_IF_ERROR(OpenDecisions());
@@ -242,25 +258,6 @@ absl::StatusOr<std::int64_t> RankWorker::BlocksThatFit(const Checkpoint& checkpo
   return blocks;
 }
 
-// All ranks' records on every rank.
-absl::StatusOr<std::vector<RankRecord>> RankWorker::Exchange(const RankRecord& mine) {
-  std::vector<RankRecord> all(comm_.size());
-  const std::span<std::byte> target =
-      comm_.rank() == 0 ? std::as_writable_bytes(std::span(all)) : std::span<std::byte>{};
-  if (absl::Status s = comm_.GatherRecords(std::as_bytes(std::span(&mine, 1)), target); !s.ok())
-    return s;
-  std::vector<std::byte> message;
-  if (comm_.rank() == 0)
-    message.assign(std::as_bytes(std::span(all)).begin(), std::as_bytes(std::span(all)).end());
-  if (absl::Status s = comm_.Broadcast(message); !s.ok()) return s;
-  if (message.size() != all.size() * sizeof(RankRecord)) {
-    return absl::InternalError(
-        "start-up exchange: a record of another size; the ranks run different builds");
-  }
-  std::memcpy(all.data(), message.data(), message.size());
-  return all;
-}
-
 // Every rank learns whether any failed, so that all leave Create together and the message reaches
 // rank 0's log.
 absl::Status RankWorker::ReportUp(const absl::Status& status) {
@@ -269,7 +266,7 @@ absl::Status RankWorker::ReportUp(const absl::Status& status) {
   if (!status.ok())
     absl::SNPrintF(record.error, sizeof(record.error), "%s",
                    text.empty() ? "failed" : text.c_str());
-  absl::StatusOr<std::vector<RankRecord>> all = Exchange(record);
+  absl::StatusOr<std::vector<RankRecord>> all = ExchangeRecords(comm_, record);
   if (!status.ok()) return status;
   if (!all.ok()) return all.status();
   for (const RankRecord& r : *all) {
@@ -281,7 +278,7 @@ absl::Status RankWorker::ReportUp(const absl::Status& status) {
 absl::Status RankWorker::AgreeOnBlocks(const absl::StatusOr<std::int64_t>& mine) {
   RankRecord record;
   record.blocks = mine.value_or(0);
-  absl::StatusOr<std::vector<RankRecord>> all = Exchange(record);
+  absl::StatusOr<std::vector<RankRecord>> all = ExchangeRecords(comm_, record);
   if (!mine.ok()) return mine.status();
   if (!all.ok()) return all.status();
   blocks_ = std::numeric_limits<std::int64_t>::max();
@@ -301,16 +298,17 @@ std::string RankWorker::Describe(int rank, const RankRecord& record) const {
   return absl::StrFormat(
       "rank %d/%d: host %s, pid %d, cores %d, threads %d, %s %s, KV heads %d..%d, MLP columns "
       "%d..%d, vocabulary "
-      "%d..%d, transport %s, weights %s, K/V %s (%d blocks of %d tokens)",
+      "%d..%d (share %g), transport %s, weights %s, K/V %s (%d blocks of %d tokens)",
       rank, comm_.size(), place.host, place.pid, place.cores, place.threads,
       std::string(kernels_->name()), isa(), s.head_begin, s.head_end, s.ffn_begin, s.ffn_end,
-      s.vocab_begin, s.vocab_end, transport, Gibibytes(record.weight_bytes),
+      s.vocab_begin, s.vocab_end, weights_[rank], transport, Gibibytes(record.weight_bytes),
       Gibibytes(record.page_bytes), blocks_, kBlockTokens);
 }
 
 absl::Status RankWorker::Init(const Checkpoint& checkpoint) {
   if (absl::Status s = ReportUp(MakeBackend()); !s.ok()) return s;
   if (absl::Status s = ReportUp(JoinDevices()); !s.ok()) return s;
+  if (absl::Status s = ReportUp(WeighRanks()); !s.ok()) return s;
   if (absl::Status s = ReportUp(Plan(checkpoint)); !s.ok()) return s;
   const absl::StatusOr<std::int64_t> fit = BlocksThatFit(checkpoint);
   if (absl::Status s = ReportUp(fit.status()); !s.ok()) return s;
@@ -322,7 +320,7 @@ absl::Status RankWorker::Init(const Checkpoint& checkpoint) {
   RankRecord record;
   record.weight_bytes = transformer_->weight_bytes();
   record.page_bytes = transformer_->page_bytes();
-  absl::StatusOr<std::vector<RankRecord>> all = Exchange(record);
+  absl::StatusOr<std::vector<RankRecord>> all = ExchangeRecords(comm_, record);
   if (!all.ok()) return all.status();
   for (int r = 0; r < comm_.size(); ++r) {
     weight_bytes_ += (*all)[r].weight_bytes;

@@ -5,8 +5,9 @@
 // call data(). Work is enqueued on a Stream and runs in order; a CPU body may complete inline.
 // Thread safety: a Stream and what is enqueued on it belong to one thread at a time; Device is
 // thread safe. Errors: running out of memory is a Status from Allocate; what a device can report
-// late comes from Synchronize. Cost: CopyIn/CopyOut move the bytes once; Synchronize waits for the
-// stream.
+// late comes from Synchronize. Cost: CopyIn/CopyOut move the bytes once, by way of pinned memory
+// where the device is not the host, and wait for the stream only when they exceed what is free of
+// that.
 #pragma once
 
 #include <cstddef>
@@ -83,7 +84,11 @@ class Device {
   // memory is the host's.
   virtual std::optional<std::int64_t> MemoryLeft() const { return std::nullopt; }
   virtual absl::StatusOr<std::unique_ptr<Stream>> NewStream() = 0;
+  // The host's memory may change as soon as this returns. In order with the stream's other work;
+  // another stream sees the bytes after a Synchronize only.
   virtual void CopyIn(const void* host, View to, std::size_t bytes, Stream& stream) = 0;
+  // The bytes are there after the stream's next Synchronize, if that reports no error; until then
+  // the host's memory must stay.
   virtual void CopyOut(View from, void* host, std::size_t bytes, Stream& stream) = 0;
   // Between two places of this device that do not overlap.
   virtual void Copy(View from, View to, std::size_t bytes, Stream& stream) = 0;

@@ -6,16 +6,15 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <type_traits>
+#include <utility>
 
-#include "absl/strings/str_format.h"
+#include "parallel/exchange.h"
 #include "parallel/launch_env.h"
 
 namespace metattn {
 namespace {
 
 using CpuMask = std::bitset<kMaxCpus>;
-static_assert(std::is_trivially_copyable_v<RankRecord>);
 
 CpuMask CpusOfThisProcess() {
   // Larger than cpu_set_t's 1024, for the kernel refuses a mask that is too short for the machine.
@@ -76,19 +75,9 @@ std::vector<RankPlace> PlaceRanks(std::span<const RankRecord> records) {
 }
 
 absl::StatusOr<std::vector<RankPlace>> ExchangeTopology(Communicator& comm, int threads) {
-  const RankRecord mine = ThisRank(threads);
-  std::vector<std::byte> all(comm.rank() == 0 ? sizeof(RankRecord) * comm.size() : 0);
-  if (absl::Status s = comm.GatherRecords(std::as_bytes(std::span(&mine, 1)), all); !s.ok()) {
-    return s;
-  }
-  if (absl::Status s = comm.Broadcast(all); !s.ok()) return s;
-  if (all.size() != sizeof(RankRecord) * comm.size()) {
-    return absl::InternalError(absl::StrFormat(
-        "rank %d got a table of %d bytes for %d ranks: do all ranks run the same program?",
-        comm.rank(), all.size(), comm.size()));
-  }
-  std::vector<RankRecord> records(comm.size());
-  std::memcpy(records.data(), all.data(), all.size());
+  auto exchanged = ExchangeRecords(comm, ThisRank(threads));
+  if (!exchanged.ok()) return exchanged.status();
+  std::vector<RankRecord> records = *std::move(exchanged);
   for (RankRecord& record : records) record.host[sizeof(record.host) - 1] = '\0';
   return PlaceRanks(records);
 }

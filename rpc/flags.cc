@@ -79,8 +79,13 @@ void AddModelFlags(CLI::App& app, ModelOptions* options) {
   AddFlag(app, "--cpu-isa", options->isa, "instruction set to use; empty: the best there is");
   AddFlag(app, "--threads", options->threads, "threads of a rank; 0: cores / ranks of this host")
       ->check(CLI::Range(0, 1024));
-  AddFlag(app, "--rank-weights", options->rank_weights, "share of each rank, for example 2,1")
+  AddFlag(app, "--rank-weights", options->rank_weights,
+          "share of each rank, for example 2,1; default: equal, or as --probe-ranks measures")
       ->delimiter(',');
+  AddFlag(
+      app, "--probe-ranks", options->probe_ranks,
+      "true or false: measure at start how fast each rank reads weights, and give it that share; "
+      "default: with --device cuda");
   AddFlag(app, "--controller", options->controller,
           "controller directory (controller.json, controller.safetensors); empty: none");
   AddFlag(app, "--window", options->window,

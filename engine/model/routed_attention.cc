@@ -233,20 +233,24 @@ void RoutedAttention::Layer(int layer, const LayerWeights& weights, const StepBa
   if (shadow_ != nullptr) shadow_->Routed(layer, batch, io.out, stream);
 }
 
-absl::StatusOr<StepRouting> RoutedAttention::EndStep(const StepBatch& batch, Stream& stream) {
+void RoutedAttention::CopyOut(const StepBatch& batch, Stream& stream) {
   const auto cells = static_cast<std::size_t>(shape_.layers * batch.rows().tokens * shape_.heads);
   const bool decided = shape_.source == nullptr && batch.needs_controller();
-  std::vector<std::uint8_t> decisions(cells);
-  std::vector<float> uncertainty(decided ? cells : 0), weights(uncertainty.size() * kMechanisms);
+  decided_.resize(cells);
+  uncertainty_.resize(decided ? cells : 0);
+  weights_.resize(uncertainty_.size() * kMechanisms);
   Device& device = kernels_->device();
-  device.CopyOut(View{&decisions_}, decisions.data(), cells, stream);
+  device.CopyOut(View{&decisions_}, decided_.data(), cells, stream);
   if (decided) {
-    device.CopyOut(controller_->uncertainty(), uncertainty.data(), cells * 4, stream);
-    device.CopyOut(controller_->weights(), weights.data(), weights.size() * 4, stream);
+    device.CopyOut(controller_->uncertainty(), uncertainty_.data(), cells * 4, stream);
+    device.CopyOut(controller_->weights(), weights_.data(), weights_.size() * 4, stream);
   }
-  if (absl::Status s = stream.Synchronize(); !s.ok()) return s;
+  if (shadow_ != nullptr) shadow_->CopyOut(batch, stream);
+}
+
+absl::StatusOr<StepRouting> RoutedAttention::EndStep(const StepBatch& batch) {
   if (shape_.recorder != nullptr) {
-    if (absl::Status s = shape_.recorder->Record(RowsOf(batch), decisions); !s.ok()) return s;
+    if (absl::Status s = shape_.recorder->Record(RowsOf(batch), decided_); !s.ok()) return s;
   }
   const std::int64_t d = config_->head_dim, g = config_->group();
   AttentionCosts costs = {.token = {d * 4, g * d * 2}, .sinks = batch.rows().sinks};
@@ -260,15 +264,11 @@ absl::StatusOr<StepRouting> RoutedAttention::EndStep(const StepBatch& batch, Str
                                       .linear_end = batch.linear_ends(),
                                       .sequence = batch.sequences(),
                                       .eligible = batch.eligible(),
-                                      .decisions = decisions,
-                                      .uncertainty = uncertainty,
-                                      .weights = weights,
+                                      .decisions = decided_,
+                                      .uncertainty = uncertainty_,
+                                      .weights = weights_,
                                       .routed = batch.routed()});
-  if (shadow_ != nullptr) {
-    absl::StatusOr<std::vector<ShadowErrors>> errors = shadow_->EndStep(batch, stream);
-    if (!errors.ok()) return errors.status();
-    routing.shadow = *std::move(errors);
-  }
+  if (shadow_ != nullptr) routing.shadow = shadow_->EndStep(batch);
   return routing;
 }
 

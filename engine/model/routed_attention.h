@@ -57,8 +57,10 @@ class RoutedAttention {
   void Layer(int layer, const LayerWeights& weights, const StepBatch& batch, const Io& io,
              Stream& stream);
 
-  // What the step's layers did; waits for the stream.
-  absl::StatusOr<StepRouting> EndStep(const StepBatch& batch, Stream& stream);
+  // After the last layer: enqueues the copies of what EndStep reads.
+  void CopyOut(const StepBatch& batch, Stream& stream);
+  // What the step's layers did; after the stream was waited for.
+  absl::StatusOr<StepRouting> EndStep(const StepBatch& batch);
 
   std::int64_t page_bytes() const { return static_cast<std::int64_t>(pages_.bytes()); }
 
@@ -94,6 +96,9 @@ class RoutedAttention {
   Buffer decisions_;                     // [layers, T, H] u8
   std::unique_ptr<ShadowCheck> shadow_;  // null: off
   std::vector<std::uint8_t> given_;      // decisions of the source, [layers, T, H]
+  std::vector<std::uint8_t> decided_;    // the step's, [layers, T, H]
+  std::vector<float> uncertainty_;       // [layers, T, H], if the controller decided
+  std::vector<float> weights_;           // [layers, T, H, kMechanisms]
   Buffer list_rows_;                     // [2, H, T] i32: full, linear; reused by every layer
   Buffer list_counts_;                   // [2, H] i32
 };

@@ -105,26 +105,29 @@ void ShadowCheck::Routed(int layer, const StepBatch& batch, View out, Stream& st
   Keep(batch, out, routed_, layer, stream);
 }
 
-absl::StatusOr<std::vector<ShadowErrors>> ShadowCheck::EndStep(const StepBatch& batch,
-                                                               Stream& stream) {
+void ShadowCheck::CopyOut(const StepBatch& batch, Stream& stream) {
+  const std::size_t picked = batch.shadow_rows().size();
+  host_full_.resize(static_cast<std::size_t>(shape_.layers * width()) * picked);
+  host_routed_.resize(host_full_.size());
+  Device& device = kernels_->device();
+  device.CopyOut(View{&full_}, host_full_.data(), host_full_.size() * 4, stream);
+  device.CopyOut(View{&routed_}, host_routed_.data(), host_routed_.size() * 4, stream);
+}
+
+std::vector<ShadowErrors> ShadowCheck::EndStep(const StepBatch& batch) const {
   std::vector<ShadowErrors> errors;
   const std::size_t picked = batch.shadow_rows().size();
   if (picked == 0) return errors;
   errors.resize(static_cast<std::size_t>(shape_.layers));
   const auto row = static_cast<std::size_t>(width());
-  std::vector<float> full(errors.size() * picked * row), routed(full.size());
-  Device& device = kernels_->device();
-  device.CopyOut(View{&full_}, full.data(), full.size() * 4, stream);
-  device.CopyOut(View{&routed_}, routed.data(), routed.size() * 4, stream);
-  METATTN_RETURN_IF_ERROR(stream.Synchronize());
   if (row == 0) return errors;
   std::size_t at = 0;
   for (ShadowErrors& layer : errors) {
     for (std::size_t i = 0; i < picked; ++i) {
       double difference = 0, magnitude = 0;
       for (std::size_t end = at + row; at < end; ++at) {
-        difference += std::pow(static_cast<double>(routed[at]) - full[at], 2);
-        magnitude += std::pow(static_cast<double>(full[at]), 2);
+        difference += std::pow(static_cast<double>(host_routed_[at]) - host_full_[at], 2);
+        magnitude += std::pow(static_cast<double>(host_full_[at]), 2);
       }
       layer.Note(magnitude > 0 ? std::sqrt(difference / magnitude) : 0);
     }

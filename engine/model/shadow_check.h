@@ -48,8 +48,10 @@ class ShadowCheck {
   void Full(int layer, const StepBatch& batch, const NearArgs& near, Stream& stream);
   // After the layer's attention; out: [T, H*g*d] f32.
   void Routed(int layer, const StepBatch& batch, View out, Stream& stream);
-  // [layers]; empty without picked rows. Waits for the stream.
-  absl::StatusOr<std::vector<ShadowErrors>> EndStep(const StepBatch& batch, Stream& stream);
+  // Enqueues the copy of what EndStep counts.
+  void CopyOut(const StepBatch& batch, Stream& stream);
+  // [layers]; empty without picked rows. After the stream was waited for.
+  std::vector<ShadowErrors> EndStep(const StepBatch& batch) const;
 
  private:
   ShadowCheck(const ShadowShape& shape, Kernels& kernels) : shape_(shape), kernels_(&kernels) {}
@@ -64,6 +66,7 @@ class ShadowCheck {
   Buffer out_;            // [T, H*g*d] f32
   Buffer rows_, counts_;  // work list: the picked rows for every KV head
   Buffer full_, routed_;  // [layers, picked, H*g*d] f32
+  std::vector<float> host_full_, host_routed_;
 };
 
 }  // namespace metattn

@@ -1,6 +1,7 @@
 #include "engine/model/step_batch.h"
 
 #include <algorithm>
+#include <cstring>
 #include <span>
 
 #include "absl/strings/str_cat.h"
@@ -25,21 +26,14 @@ absl::StatusOr<std::unique_ptr<StepBatch>> StepBatch::Create(const StepBatchLimi
                                                              Device& device) {
   std::unique_ptr<StepBatch> batch(new StepBatch(limits, device));
   const std::int64_t blocks_per_sequence = (limits.max_context + kBlockTokens - 1) / kBlockTokens;
-  const std::int64_t ints = std::int64_t{limits.max_rows} * (limits.linear_all ? 6 : 5) +
-                            4 * (limits.max_sequences + 1) + limits.max_logit_rows +
-                            limits.max_sequences * blocks_per_sequence;
+  const std::int64_t words = std::int64_t{limits.max_rows} * (limits.linear_all ? 8 : 7) +
+                             (limits.max_rows + 3) / 4 + 4 * (limits.max_sequences + 1) +
+                             limits.max_logit_rows + limits.max_sequences * blocks_per_sequence;
   absl::StatusOr<Buffer> buffer =
-      device.Allocate(static_cast<std::size_t>(ints) * sizeof(std::int32_t));
+      device.Allocate(static_cast<std::size_t>(words) * sizeof(std::int32_t));
   if (!buffer.ok()) return buffer.status();
-  batch->ints_ = *std::move(buffer);
-  absl::StatusOr<Buffer> routes = device.Allocate(std::max(limits.max_rows, 1));
-  if (!routes.ok()) return routes.status();
-  batch->routes_ = *std::move(routes);
-  absl::StatusOr<Buffer> floats =
-      device.Allocate(static_cast<std::size_t>(std::max(limits.max_rows, 1)) * 2 * sizeof(float));
-  if (!floats.ok()) return floats.status();
-  batch->floats_ = *std::move(floats);
-  batch->staging_.reserve(ints);
+  batch->arrays_ = *std::move(buffer);
+  batch->staging_.reserve(words);
   return batch;
 }
 
@@ -134,23 +128,32 @@ void StepBatch::FillRows(const StepPlan& plan) {
   }
 }
 
-void StepBatch::CopyPolicies(const StepPlan& plan, Stream& stream) {
-  const std::size_t rows = plan.policy.size();
-  route_staging_.resize(rows);
-  routed_.resize(rows);
-  float_staging_.resize(rows * 2);
+// Puts an array behind those that are there, at a whole word; returns its offset in bytes.
+template <typename T>
+std::size_t StepBatch::Place(const std::vector<T>& values) {
+  constexpr std::size_t kWord = sizeof(std::int32_t);
+  const std::size_t word = staging_.size(), bytes = values.size() * sizeof(T);
+  staging_.resize(word + (bytes + kWord - 1) / kWord);
+  if (bytes > 0) std::memcpy(staging_.data() + word, values.data(), bytes);
+  return word * kWord;
+}
+
+void StepBatch::PlacePolicies(const std::vector<RoutePolicy>& policy) {
+  route_.clear();
+  routed_.clear();
+  cost_weight_.clear();
+  eta_.clear();
   needs_controller_ = false;
-  for (std::size_t i = 0; i < rows; ++i) {
-    const RoutePolicy& p = plan.policy[i];
-    route_staging_[i] = static_cast<std::uint8_t>(p.route);
-    routed_[i] = p.route == Route::kRouted ? 1 : 0;
-    float_staging_[i] = p.cost_weight;
-    float_staging_[rows + i] = p.eta;
+  for (const RoutePolicy& p : policy) {
+    route_.push_back(static_cast<std::uint8_t>(p.route));
+    routed_.push_back(p.route == Route::kRouted ? 1 : 0);
+    cost_weight_.push_back(p.cost_weight);
+    eta_.push_back(p.eta);
     needs_controller_ = needs_controller_ || p.route == Route::kRouted || p.route == Route::kLinear;
   }
-  offset_eta_ = rows * sizeof(float);
-  device_->CopyIn(route_staging_.data(), View{&routes_}, rows, stream);
-  device_->CopyIn(float_staging_.data(), View{&floats_}, rows * 2 * sizeof(float), stream);
+  offset_route_ = Place(route_);
+  offset_weight_ = Place(cost_weight_);
+  offset_eta_ = Place(eta_);
 }
 
 std::string StepBatch::shape() const {
@@ -164,33 +167,29 @@ absl::Status StepBatch::Load(const StepPlan& plan, Stream& stream) {
   FillRows(plan);
   shadow_rows_ = plan.shadow_rows;
   staging_.clear();
-  auto place = [&](std::span<const std::int32_t> values) {
-    const std::size_t offset = staging_.size() * sizeof(std::int32_t);
-    staging_.insert(staging_.end(), values.begin(), values.end());
-    return offset;
-  };
-  offset_tokens_ = place(plan.tokens);
-  offset_head_ = place(plan.logit_rows);
-  place(plan.best_rows);  // right behind
+  offset_tokens_ = Place(plan.tokens);
+  offset_head_ = Place(plan.logit_rows);
+  Place(plan.best_rows);  // right behind
+  PlacePolicies(plan.policy);
   rows_ = {.tokens = static_cast<std::int64_t>(plan.tokens.size()),
            .sequences = static_cast<int>(plan.sequences.size()),
-           .position = {&ints_, place(position_)},
-           .sequence = {&ints_, place(sequence_)},
-           .row_begin = {&ints_, place(row_begin_)},
-           .near_begin = {&ints_, place(near_begin_)},
-           .far_end = {&ints_, place(far_end_)},
-           .table_begin = {&ints_, place(table_begin_)},
+           .position = {&arrays_, Place(position_)},
+           .sequence = {&arrays_, Place(sequence_)},
+           .row_begin = {&arrays_, Place(row_begin_)},
+           .near_begin = {&arrays_, Place(near_begin_)},
+           .far_end = {&arrays_, Place(far_end_)},
+           .table_begin = {&arrays_, Place(table_begin_)},
            .sinks = limits_.sinks};
   rows_.linear_all = limits_.linear_all;
   rows_.linear_begin = limits_.linear_all ? 0 : limits_.sinks;
-  rows_.linear_end = limits_.linear_all ? View{&ints_, place(linear_end_)} : rows_.far_end;
-  rows_.state_slot = {&ints_, place(state_slot_)};
-  rows_.state_end = {&ints_, place(state_end_)};
-  rows_.blocks = {&ints_, place(blocks_)};  // last: steps of equal shape have all else in one place
+  rows_.linear_end = limits_.linear_all ? View{&arrays_, Place(linear_end_)} : rows_.far_end;
+  rows_.state_slot = {&arrays_, Place(state_slot_)};
+  rows_.state_end = {&arrays_, Place(state_end_)};
+  rows_.blocks = {&arrays_,
+                  Place(blocks_)};  // last: steps of equal shape have all else in one place
   logit_count_ = static_cast<int>(plan.logit_rows.size());
   best_count_ = static_cast<int>(plan.best_rows.size());
-  device_->CopyIn(staging_.data(), View{&ints_}, staging_.size() * sizeof(std::int32_t), stream);
-  CopyPolicies(plan, stream);
+  device_->CopyIn(staging_.data(), View{&arrays_}, staging_.size() * sizeof(std::int32_t), stream);
   return absl::OkStatus();
 }
 

@@ -2,7 +2,7 @@
 // them by arithmetic.
 //
 // Owns its device arrays, sized once for the largest step. Load copies one plan in; rows() is valid
-// until the next Load. One caller. Cost: one host-to-device copy of a few bytes per row and block.
+// until the next Load. One caller. Cost: one host-to-device copy of some bytes per row and block.
 #pragma once
 
 #include <cstdint>
@@ -45,12 +45,12 @@ class StepBatch {
   [[nodiscard]] absl::Status Load(const StepPlan& plan, Stream& stream);
 
   const AttentionRows& rows() const { return rows_; }
-  View token_ids() const { return View{&ints_, offset_tokens_}; }  // [T] i32
+  View token_ids() const { return View{&arrays_, offset_tokens_}; }  // [T] i32
   // Rows whose logits are computed: those of which all are wanted, then those of which the best is.
-  View head_rows() const { return View{&ints_, offset_head_}; }  // [n] i32
-  View route() const { return View{&routes_}; }                  // [T] u8
-  View cost_weight() const { return View{&floats_}; }            // [T] f32
-  View eta() const { return View{&floats_, offset_eta_}; }       // [T] f32
+  View head_rows() const { return View{&arrays_, offset_head_}; }      // [n] i32
+  View route() const { return View{&arrays_, offset_route_}; }         // [T] u8
+  View cost_weight() const { return View{&arrays_, offset_weight_}; }  // [T] f32
+  View eta() const { return View{&arrays_, offset_eta_}; }             // [T] f32
   int logit_count() const { return logit_count_; }
   int best_count() const { return best_count_; }
   int head_count() const { return logit_count_ + best_count_; }  // n
@@ -80,18 +80,21 @@ class StepBatch {
   Device* device_;
   std::int32_t LinearEnd(std::int32_t position) const;
   void FillRows(const StepPlan& plan);
-  void CopyPolicies(const StepPlan& plan, Stream& stream);
+  template <typename T>
+  std::size_t Place(const std::vector<T>& values);
+  void PlacePolicies(const std::vector<RoutePolicy>& policy);
 
-  Buffer ints_, routes_, floats_;
-  std::vector<std::int32_t> staging_;
+  Buffer arrays_;
+  std::vector<std::int32_t> staging_;  // its words, before they are copied
   std::vector<std::int32_t> shadow_rows_;
   std::vector<std::uint64_t> request_;
-  std::vector<std::uint8_t> route_staging_, routed_, eligible_;
-  std::vector<float> float_staging_;
+  std::vector<std::uint8_t> route_, routed_, eligible_;
+  std::vector<float> cost_weight_, eta_;
   std::vector<std::int32_t> position_, sequence_, near_begin_, far_end_, row_begin_, table_begin_;
   std::vector<std::int32_t> linear_end_, blocks_, state_slot_, state_end_;
   AttentionRows rows_;
-  std::size_t offset_tokens_ = 0, offset_head_ = 0, offset_eta_ = 0;
+  std::size_t offset_tokens_ = 0, offset_head_ = 0;
+  std::size_t offset_route_ = 0, offset_weight_ = 0, offset_eta_ = 0;
   int logit_count_ = 0, best_count_ = 0;
   bool needs_controller_ = false;
 };

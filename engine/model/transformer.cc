@@ -111,7 +111,8 @@ class DenseTransformer final : public Transformer {
   absl::Status ComputeOrRepeat();
   absl::Status ComputeHead();
   absl::Status GatherHead();
-  absl::Status CopyHead(const Outputs& out);
+  void CopyHead();
+  void TakeHead(const Outputs& out);
   void SortLogits(std::span<const float> gathered, std::vector<float>* logits) const;
   void BestOfRanks(std::span<const Largest> gathered, std::vector<std::int32_t>* best) const;
   absl::Status Fill(const StepPlan& plan, const Outputs& out);
@@ -132,6 +133,8 @@ class DenseTransformer final : public Transformer {
   std::unique_ptr<StepBatch> batch_;
   std::unique_ptr<MetaController> controller_;  // null: routes are forced
   std::unique_ptr<RoutedAttention> attention_;
+  std::vector<float> host_logits_;  // of the last step, as the ranks gave them
+  std::vector<Largest> host_best_;
   std::vector<std::int32_t> positions_;  // of the step's rows, for the perturbation only
   StepMarks marks_;
   std::map<std::string, StepMarks> recorded_marks_;  // of shapes that the stream has recorded
@@ -321,27 +324,31 @@ absl::Status DenseTransformer::GatherHead() {
   return comm_.GatherV({&scratch_.best}, all, sizes, 0, *stream_);
 }
 
-absl::Status DenseTransformer::CopyHead(const Outputs& out) {
+// On rank 0: enqueues the copies of what TakeHead reads.
+void DenseTransformer::CopyHead() {
+  const bool root = comm_.rank() == 0, several = comm_.size() > 1;
+  const auto logits = static_cast<std::size_t>(batch_->logit_count() * config_.vocab);
+  host_logits_.resize(root ? logits : 0);
+  host_best_.resize(root ? static_cast<std::size_t>(batch_->best_count() * comm_.size()) : 0);
+  Device& device = kernels_.device();
+  device.CopyOut({several ? &scratch_.all_logits : &scratch_.logits}, host_logits_.data(),
+                 host_logits_.size() * sizeof(float), *stream_);
+  device.CopyOut({several ? &scratch_.all_best : &scratch_.best}, host_best_.data(),
+                 host_best_.size() * sizeof(Largest), *stream_);
+}
+
+// After the stream was waited for.
+void DenseTransformer::TakeHead(const Outputs& out) {
   if (out.logits != nullptr) out.logits->clear();
   if (out.best != nullptr) out.best->clear();
-  if (batch_->head_count() == 0) return absl::OkStatus();
-  if (comm_.rank() != 0) return stream_->Synchronize();
-  const bool several = comm_.size() > 1;
-  std::vector<float> logits(static_cast<std::size_t>(batch_->logit_count() * config_.vocab));
-  std::vector<Largest> best(static_cast<std::size_t>(batch_->best_count() * comm_.size()));
-  Device& device = kernels_.device();
-  device.CopyOut({several ? &scratch_.all_logits : &scratch_.logits}, logits.data(),
-                 logits.size() * sizeof(float), *stream_);
-  device.CopyOut({several ? &scratch_.all_best : &scratch_.best}, best.data(),
-                 best.size() * sizeof(Largest), *stream_);
-  if (absl::Status s = stream_->Synchronize(); !s.ok()) return s;
-  if (batch_->best_count() > 0) BestOfRanks(best, out.best);
-  if (!several) {
-    *out.logits = std::move(logits);
-  } else if (batch_->logit_count() > 0) {
-    SortLogits(logits, out.logits);
+  if (comm_.rank() != 0) return;
+  if (batch_->best_count() > 0) BestOfRanks(host_best_, out.best);
+  if (batch_->logit_count() == 0) return;
+  if (comm_.size() == 1) {
+    std::swap(*out.logits, host_logits_);
+  } else {
+    SortLogits(host_logits_, out.logits);
   }
-  return absl::OkStatus();
 }
 
 // Rank after rank [count, V_r] -> columns side by side.
@@ -376,7 +383,7 @@ void DenseTransformer::BestOfRanks(std::span<const Largest> gathered,
 }
 
 absl::Status DenseTransformer::Fill(const StepPlan& plan, const Outputs& out) {
-  absl::StatusOr<StepRouting> routing = attention_->EndStep(*batch_, *stream_);
+  absl::StatusOr<StepRouting> routing = attention_->EndStep(*batch_);
   if (!routing.ok()) return routing.status();
   if (out.routing != nullptr) *out.routing = *std::move(routing);
   if (out.result == nullptr) return absl::OkStatus();
@@ -406,7 +413,10 @@ absl::Status DenseTransformer::Forward(const StepPlan& plan, const Outputs& out)
   if (absl::Status s = attention_->BeginStep(*batch_, *stream_); !s.ok()) return s;
   if (absl::Status s = ComputeOrRepeat(); !s.ok()) return s;
   if (controller_ != nullptr) controller_->EndStep(plan, *stream_);
-  if (absl::Status s = CopyHead(out); !s.ok()) return s;
+  CopyHead();
+  attention_->CopyOut(*batch_, *stream_);
+  if (absl::Status s = stream_->Synchronize(); !s.ok()) return s;
+  TakeHead(out);
   if (absl::Status s = Fill(plan, out); !s.ok()) return s;
   if (out.result != nullptr) {
     out.result->step_seconds = std::chrono::duration<double>(Clock::now() - start).count();

@@ -1,6 +1,7 @@
 #include "kernels/cuda/cuda_device.h"
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_format.h"
@@ -44,9 +45,51 @@ CudaStream::~CudaStream() {
   (void)cudaStreamDestroy(stream_);
 }
 
-absl::Status CudaStream::Synchronize() {
+void CudaStream::Wait() {
   Note(cudaStreamSynchronize(stream_), "waiting for a stream");
+  staging_.Release(failed_.ok());
+}
+
+absl::Status CudaStream::Synchronize() {
+  Wait();
   return std::exchange(failed_, absl::OkStatus());
+}
+
+// Null after a failure, which is noted.
+std::byte* CudaStream::Pinned(std::size_t bytes) {
+  METATTN_CHECK(!recording_, "a copy from or to the host inside a record");
+  cudaError_t error = cudaSetDevice(device_);
+  std::byte* space = error == cudaSuccess ? staging_.Take(bytes, &error) : nullptr;
+  if (space == nullptr && error == cudaSuccess) {
+    Wait();
+    space = staging_.Take(bytes, &error);
+  }
+  Note(error, "pinned host memory");
+  return space;
+}
+
+void CudaStream::CopyIn(const void* host, std::byte* to, std::size_t bytes) {
+  const auto* from = static_cast<const std::byte*>(host);
+  for (std::size_t piece; bytes > 0; bytes -= piece, from += piece, to += piece) {
+    piece = std::min(bytes, Staging::kBytes);
+    std::byte* pinned = Pinned(piece);
+    if (pinned == nullptr) return;
+    std::memcpy(pinned, from, piece);
+    Note(cudaMemcpyAsync(to, pinned, piece, cudaMemcpyHostToDevice, stream_),
+         "a copy to the device");
+  }
+}
+
+void CudaStream::CopyOut(const std::byte* from, void* host, std::size_t bytes) {
+  auto* to = static_cast<std::byte*>(host);
+  for (std::size_t piece; bytes > 0; bytes -= piece, from += piece, to += piece) {
+    piece = std::min(bytes, Staging::kBytes);
+    std::byte* pinned = Pinned(piece);
+    if (pinned == nullptr) return;
+    Note(cudaMemcpyAsync(pinned, from, piece, cudaMemcpyDeviceToHost, stream_),
+         "a copy to the host");
+    staging_.Promise(pinned, to, piece);
+  }
 }
 
 int CudaStream::Mark() {
@@ -175,30 +218,22 @@ absl::StatusOr<std::unique_ptr<Stream>> CudaDevice::NewStream() {
   return std::unique_ptr<Stream>(std::move(*stream));
 }
 
-void CudaDevice::CopyBytes(const void* from, void* to, std::size_t bytes, cudaMemcpyKind kind,
-                           Stream& stream) {
-  auto& cuda = static_cast<CudaStream&>(stream);
-  cuda.Note(cudaMemcpyAsync(to, from, bytes, kind, cuda.get()), "a copy");
-}
-
 void CudaDevice::CopyIn(const void* host, View to, std::size_t bytes, Stream& stream) {
   if (bytes == 0) return;
-  CopyBytes(host, Range(to, bytes), bytes, cudaMemcpyHostToDevice, stream);
-  // The host's memory may change as soon as this returns.
-  auto& cuda = static_cast<CudaStream&>(stream);
-  cuda.Note(cudaStreamSynchronize(cuda.get()), "a copy to the device");
+  static_cast<CudaStream&>(stream).CopyIn(host, Range(to, bytes), bytes);
 }
 
 void CudaDevice::CopyOut(View from, void* host, std::size_t bytes, Stream& stream) {
   if (bytes == 0) return;
-  CopyBytes(Range(from, bytes), host, bytes, cudaMemcpyDeviceToHost, stream);
-  auto& cuda = static_cast<CudaStream&>(stream);
-  cuda.Note(cudaStreamSynchronize(cuda.get()), "a copy to the host");
+  static_cast<CudaStream&>(stream).CopyOut(Range(from, bytes), host, bytes);
 }
 
 void CudaDevice::Copy(View from, View to, std::size_t bytes, Stream& stream) {
   if (bytes == 0) return;
-  CopyBytes(Range(from, bytes), Range(to, bytes), bytes, cudaMemcpyDeviceToDevice, stream);
+  auto& cuda = static_cast<CudaStream&>(stream);
+  cuda.Note(cudaMemcpyAsync(Range(to, bytes), Range(from, bytes), bytes, cudaMemcpyDeviceToDevice,
+                            cuda.get()),
+            "a copy");
 }
 
 }  // namespace metattn::cuda

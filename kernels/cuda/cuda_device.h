@@ -5,9 +5,7 @@
 // Errors: Allocate says RESOURCE_EXHAUSTED with the bytes asked for and the device, also when they
 // exceed the budget, a part of the GPU's memory; a failing copy
 // or launch is kept in its stream and reported by Synchronize, the first one, with what was tried.
-// Cost: copies from and to pageable host memory are staged by the runtime; CopyOut waits for the
-// stream, because callers may read at once what it brought (contract of kernels/device.h for inline
-// bodies).
+// Cost: copies from and to the host go through the stream's pinned memory (staging.h).
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -24,6 +22,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "kernels/cuda/staging.h"
 #include "kernels/device.h"
 
 namespace metattn::cuda {
@@ -41,6 +40,10 @@ class CudaStream final : public Stream {
   void ResetMarks() override { marks_ = 0; }
   // Records CUDA graphs, at most kMostRecords.
   Repeated Repeat(std::string_view key, const std::function<void()>& enqueue) override;
+
+  // As Device::CopyIn and CopyOut; not inside a record.
+  void CopyIn(const void* host, std::byte* to, std::size_t bytes);
+  void CopyOut(const std::byte* from, void* host, std::size_t bytes);
 
   // Records an event behind what the stream has; inside a record: behind it in every launch.
   void RecordEvent(cudaEvent_t event);
@@ -66,9 +69,12 @@ class CudaStream final : public Stream {
 
   CudaStream(int device, cudaStream_t stream) : device_(device), stream_(stream) {}
   bool Capture(const std::function<void()>& enqueue, Record* record);
+  std::byte* Pinned(std::size_t bytes);
+  void Wait();
 
   const int device_;
   cudaStream_t stream_;
+  Staging staging_;
   absl::Status failed_;
   std::vector<cudaEvent_t> events_;  // used again after ResetMarks
   std::size_t marks_ = 0;
@@ -93,8 +99,6 @@ class CudaDevice final : public Device {
 
  private:
   CudaDevice(int device, std::int64_t budget) : device_(device), budget_(budget) {}
-  void CopyBytes(const void* from, void* to, std::size_t bytes, cudaMemcpyKind kind,
-                 Stream& stream);
 
   const int device_;
   const std::int64_t budget_;  // bytes

@@ -40,6 +40,18 @@ def test_tokens_are_those_of_the_cpu_on_2_and_3_gpus(tmp_path, client_of, tiny_m
     assert parted <= 2
 
 
+def test_the_real_model_on_2_gpus(tmp_path, client_of, real_model):
+    """A few tokens: an emulated step of this model takes seconds."""
+    runs = {}
+    for name, flags in (("cpu", ()), ("cuda", ("--device", "cuda", "--collective-timeout", "300"))):
+        ranks = cluster.Cluster(tmp_path / name, real_model, 2, ("--max-model-len", "256", *flags),
+                                launch=("--threads", "1"), program=PROGRAM)
+        ranks.environment.update(EMU_DEVICES="2", EMU_DEVICE_MEMORY_MB="1000")
+        with ranks as running:
+            runs[name] = [greedy.greedy(client_of(running), "The capital of France is", 3, temperature=0, timeout=400)]
+    assert greedy.assert_same_but_for_near_ties(runs) == 0
+
+
 def test_k_v_memory_comes_from_the_gpus_budget(tmp_path, tiny_model):
     gpus = cluster.Cluster(tmp_path, tiny_model, 2, ("--max-model-len", "256", "--device", "cuda", "--device-memory-fraction", "0.5"),
                            launch=("--threads", "1"), program=PROGRAM)

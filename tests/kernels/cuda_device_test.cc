@@ -1,11 +1,16 @@
-// The memory budget of a CUDA device, in the emulation.
+// The memory budget of a CUDA device, and copies from and to the host, in the emulation.
 #include "kernels/cuda/cuda_device.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <numeric>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include "tests/emu/control.h"
 
@@ -73,6 +78,96 @@ TEST_F(CudaDeviceTest, MemoryThatAnotherProcessHasIsAnErrorAtStart) {
   EXPECT_TRUE(CudaDevice::Create(1, 0.5).ok());
   ASSERT_EQ(cudaFree(taken), cudaSuccess);
 }
+
+// Streams run when they are waited for (lazily) or at once, as the mask says.
+class CudaCopiesTest : public testing::TestWithParam<unsigned> {
+ protected:
+  void SetUp() override {
+    emu::Reset({.device_memory = 64 * kMiB, .eager_mask = GetParam()});
+    auto device = CudaDevice::Create(0);
+    ASSERT_TRUE(device.ok()) << device.status();
+    device_ = *std::move(device);
+    auto stream = device_->NewStream();
+    ASSERT_TRUE(stream.ok()) << stream.status();
+    stream_ = *std::move(stream);
+    auto buffer = device_->Allocate(kBytes);
+    ASSERT_TRUE(buffer.ok()) << buffer.status();
+    buffer_ = *std::move(buffer);
+  }
+  void TearDown() override {
+    buffer_ = Buffer();
+    stream_.reset();
+    EXPECT_EQ(emu::Leaks(), "");
+    emu::Reset();
+  }
+  static std::vector<std::uint32_t> Numbers(std::size_t bytes, std::uint32_t first) {
+    std::vector<std::uint32_t> numbers(bytes / 4);
+    std::iota(numbers.begin(), numbers.end(), first);
+    return numbers;
+  }
+  void In(const std::vector<std::uint32_t>& values, std::size_t at) {
+    device_->CopyIn(values.data(), {&buffer_, at}, values.size() * 4, *stream_);
+  }
+  void Out(std::size_t at, std::vector<std::uint32_t>& values) {
+    device_->CopyOut({&buffer_, at}, values.data(), values.size() * 4, *stream_);
+  }
+
+  static constexpr std::size_t kBytes = 2 * Staging::kBytes + 4096;  // more than is ever pinned
+  std::unique_ptr<CudaDevice> device_;
+  std::unique_ptr<Stream> stream_;
+  Buffer buffer_;
+};
+
+TEST_P(CudaCopiesTest, EveryByteArrivesThoughTheHostsMemoryIsUsedAgain) {
+  for (const std::size_t bytes :
+       {std::size_t{4}, std::size_t{1000}, Staging::kFirstBytes + 4, Staging::kBytes, kBytes}) {
+    SCOPED_TRACE(bytes);
+    auto values = Numbers(bytes, 7);
+    In(values, kBytes - bytes / 4 * 4);
+    std::fill(values.begin(), values.end(), 0u);
+    std::vector<std::uint32_t> whole(bytes / 4), tail(1);
+    Out(kBytes - bytes / 4 * 4, whole);
+    Out(kBytes - 4, tail);
+    ASSERT_TRUE(stream_->Synchronize().ok());
+    EXPECT_EQ(whole, Numbers(bytes, 7));
+    EXPECT_EQ(tail[0], 7 + bytes / 4 - 1);
+  }
+}
+
+// A step's copies: what they need in all is found out by waiting, once or a few times.
+TEST_P(CudaCopiesTest, StepsSoonWaitForNoCopy) {
+  const std::vector<std::uint32_t> plan = Numbers(3000, 1);
+  std::vector<std::uint32_t> logits(300'000), best(3);
+  const auto step = [&] {
+    emu::ResetCounters();
+    In(plan, 0);
+    Out(0, logits);
+    Out(8, best);
+    EXPECT_TRUE(stream_->Synchronize().ok());
+    return emu::Calls("cudaStreamSynchronize");
+  };
+  for (int i = 0; i < 5; ++i) step();
+  EXPECT_EQ(step(), 1);
+  EXPECT_EQ(best, std::vector<std::uint32_t>({3, 4, 5}));
+}
+
+TEST_P(CudaCopiesTest, AFailedCopyIsReportedAndDeliversNothing) {
+  for (const char* function : {"cudaMemcpyAsync", "cudaMallocHost"}) {
+    SCOPED_TRACE(function);
+    auto fresh = device_->NewStream();
+    ASSERT_TRUE(fresh.ok()) << fresh.status();
+    std::vector<std::uint32_t> values(4, 99);
+    emu::FailCall(function, cudaErrorMemoryAllocation);
+    device_->CopyOut({&buffer_, 0}, values.data(), 16, **fresh);
+    const absl::Status status = (*fresh)->Synchronize();
+    EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+    EXPECT_THAT(status.message(), HasSubstr("CUDA device 0"));
+    EXPECT_EQ(values, std::vector<std::uint32_t>(4, 99));
+    EXPECT_TRUE((*fresh)->Synchronize().ok()) << "reported once";
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Eager, CudaCopiesTest, testing::Values(0u, 1u));
 
 }  // namespace
 }  // namespace metattn::cuda

@@ -45,6 +45,7 @@ TEST(HostDeviceTest, CopiesArriveAtTheirOffset) {
   std::iota(in.begin(), in.end(), std::uint8_t{1});
   device->CopyIn(in.data(), {&*buffer, 60}, 40, **stream);
   device->CopyOut({&*buffer, 0}, out.data(), 100, **stream);
+  ASSERT_TRUE((*stream)->Synchronize().ok());
   EXPECT_EQ(out[59], 0);
   EXPECT_EQ(out[60], 1);
   EXPECT_EQ(out[99], 40);

@@ -193,8 +193,10 @@ ExpectedFeatures LinearWorld::Phi(const std::vector<float>& weights, int head,
   for (double sign : {1.0, -1.0}) {
     const double largest = sign > 0 ? *high : -*low;
     double sum = 0;
-    for (double value : y) sum += std::exp(sign * value - largest);
-    for (double value : y) features.phi.push_back(std::exp(sign * value - largest) / sum);
+    std::vector<double> exponentials;
+    for (double value : y) exponentials.push_back(std::exp(sign * value - largest));
+    for (double e : exponentials) sum += e;
+    for (double e : exponentials) features.phi.push_back(e / sum);
   }
   return features;
 }
@@ -214,10 +216,13 @@ void LinearWorld::Extend(int sequence, int head, int end, ExpectedState* state) 
     const ExpectedFeatures features = Phi(w_k_, head, k, std::vector<double>(k.size()));
     state->relative = std::max(state->relative, features.relative);
     for (int f = 0; f < features_; ++f) {
-      state->z[f] += features.phi[f];
+      const double phi = features.phi[f];
+      double* s = state->s.data() + f * d;
+      double* magnitude = state->s_magnitude.data() + f * d;
+      state->z[f] += phi;
       for (int i = 0; i < d; ++i) {
-        state->s[f * d + i] += features.phi[f] * v[i];
-        state->s_magnitude[f * d + i] += features.phi[f] * std::abs(v[i]);
+        s[i] += phi * v[i];
+        magnitude[i] += phi * std::abs(v[i]);
       }
     }
     ++state->keys;

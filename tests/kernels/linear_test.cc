@@ -56,6 +56,18 @@ double FactorRounding(Rig& rig, std::int64_t) {
   return rig.rounds_in_linear() ? 2 * kBf16 : 2 * kF32;
 }
 
+// `rows` rows of `cols` values from `data`, as the file means them.
+std::vector<double> Decoded(DType dtype, const std::byte* data, std::int64_t stride_bytes,
+                            std::int64_t rows, std::int64_t cols) {
+  std::vector<double> values;
+  for (std::int64_t r = 0; r < rows; ++r) {
+    for (std::int64_t c = 0; c < cols; ++c) {
+      values.push_back(ValueAt(dtype, data + r * stride_bytes, c));
+    }
+  }
+  return values;
+}
+
 class LinearTest : public ::testing::TestWithParam<BackendParam> {};
 
 void CheckLinear(Rig& rig, const LinearShape& shape) {
@@ -75,13 +87,14 @@ void CheckLinear(Rig& rig, const LinearShape& shape) {
   args.out = rig.Floats(shape.tokens * shape.rows);
   rig.kernels().Linear(args, rig.stream());
 
+  const std::vector<double> w =
+      Decoded(shape.dtype, weight.data(), part.row_stride_bytes, shape.rows, shape.cols);
   std::vector<double> expected, bound;
   for (std::int64_t t = 0; t < shape.tokens; ++t) {
     for (std::int64_t r = 0; r < shape.rows; ++r) {
       double sum = shape.bias ? bias[r] : 0, magnitude = std::abs(sum);
       for (std::int64_t c = 0; c < shape.cols; ++c) {
-        const double product = ValueAt(shape.dtype, weight.data() + r * part.row_stride_bytes, c) *
-                               x[t * shape.cols + c];
+        const double product = w[r * shape.cols + c] * x[t * shape.cols + c];
         sum += product;
         magnitude += std::abs(product);
       }

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <numbers>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -60,11 +61,21 @@ View Rig::Space(std::size_t bytes) {
   return view;
 }
 
+namespace {
+
+// Close to a standard normal deviate and much cheaper: the sum of the four 16-bit parts of `bits`.
+float NormalDeviate(std::uint64_t bits) {
+  const std::uint64_t sum =
+      (bits & 0xffff) + (bits >> 16 & 0xffff) + (bits >> 32 & 0xffff) + (bits >> 48);
+  return (static_cast<float>(sum) - 131070.0f) * (std::numbers::sqrt3_v<float> / 65536.0f);
+}
+
+}  // namespace
+
 std::vector<float> Randoms(std::size_t count, std::uint64_t seed, float scale) {
   std::mt19937_64 engine(seed);
-  std::normal_distribution<float> normal(0.0f, scale);
   std::vector<float> values(count);
-  for (float& value : values) value = normal(engine);
+  for (float& value : values) value = scale * NormalDeviate(engine());
   return values;
 }
 
@@ -85,7 +96,7 @@ std::vector<std::byte> RandomRows(DType dtype, std::int64_t rows, std::int64_t c
       if (dtype == DType::kQ4_1) put_scale(at + 2);
       continue;
     }
-    const float value = std::normal_distribution<float>(0.0f, 1.0f)(engine);
+    const float value = NormalDeviate(engine());
     const auto sign = static_cast<std::uint16_t>(value < 0 ? 0x8000u : 0u);
     const auto f16 = static_cast<std::uint16_t>(sign | (0x3800u + (engine() & 0x7ffu)));
     const std::uint16_t bf16 = F32ToBf16(value);

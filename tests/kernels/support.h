@@ -79,7 +79,7 @@ class Rig {
   std::vector<std::unique_ptr<Buffer>> buffers_;
 };
 
-// Normal deviates times `scale`; the same for the same seed everywhere.
+// Deviates close to normal (none beyond 3.5), times `scale`; the same for the same seed everywhere.
 std::vector<float> Randoms(std::size_t count, std::uint64_t seed, float scale = 1.0f);
 
 // Rows in a file's layout: random blocks of `dtype` with sane scales, [rows, cols].

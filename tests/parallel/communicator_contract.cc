@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "absl/strings/str_format.h"
+#include "kernels/check.h"
 
 namespace metattn {
 namespace {
@@ -33,7 +34,10 @@ class Floats {
 
   std::vector<float>& values() { return values_; }
   float& operator[](std::int64_t i) { return values_[static_cast<std::size_t>(i)]; }
-  void Write() { device_.CopyIn(values_.data(), {&buffer_}, bytes(), *stream_); }
+  void Write() {  // another stream may go on with it
+    device_.CopyIn(values_.data(), {&buffer_}, bytes(), *stream_);
+    METATTN_CHECK(stream_->Synchronize().ok(), "writing floats");
+  }
   absl::Status Read() {
     device_.CopyOut({&buffer_}, values_.data(), bytes(), *stream_);
     return stream_->Synchronize();

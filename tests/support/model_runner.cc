@@ -85,6 +85,17 @@ absl::Status CheckBest(const StepOutput& step, std::ptrdiff_t rows, std::int64_t
   return absl::OkStatus();
 }
 
+// Of the last sequence's rows: the best tokens, or all logits and the best tokens of some.
+void WantOutputs(bool greedy, StepPlan& plan) {
+  std::vector<std::int32_t> rows(static_cast<std::size_t>(plan.sequences.back().rows));
+  std::iota(rows.begin(), rows.end(), static_cast<std::int32_t>(plan.tokens.size() - rows.size()));
+  if (!greedy) {
+    plan.logit_rows = rows;
+    rows.erase(rows.begin(), rows.end() - std::min<std::ptrdiff_t>(kBestRows, std::ssize(rows)));
+  }
+  plan.best_rows = std::move(rows);
+}
+
 absl::Status Feed(Worker& worker, std::span<const std::int32_t> tokens,
                   const RunnerOptions& options, RunnerOutput& out) {
   const auto length = static_cast<std::int32_t>(tokens.size());
@@ -96,14 +107,14 @@ absl::Status Feed(Worker& worker, std::span<const std::int32_t> tokens,
     StepPlan plan;
     plan.step = static_cast<std::uint64_t>(i) + 1;
     for (int s = options.company; s >= 0; --s) AddSequence(s, tokens, begin, options, plan);
-    plan.logit_rows.resize(static_cast<std::size_t>(plan.sequences.back().rows));
-    std::iota(plan.logit_rows.begin(), plan.logit_rows.end(),
-              static_cast<std::int32_t>(plan.tokens.size() - plan.logit_rows.size()));
-    const auto best = std::min<std::ptrdiff_t>(kBestRows, std::ssize(plan.logit_rows));
-    plan.best_rows.assign(plan.logit_rows.end() - best, plan.logit_rows.end());
+    WantOutputs(options.greedy, plan);
     absl::StatusOr<StepOutput> step = worker.Step(plan);
     if (!step.ok()) return step.status();
-    if (absl::Status s = CheckBest(*step, best, out.vocab); !s.ok()) return s;
+    if (options.greedy) {
+      out.best.insert(out.best.end(), step->best.begin(), step->best.end());
+    } else if (absl::Status s = CheckBest(*step, std::ssize(plan.best_rows), out.vocab); !s.ok()) {
+      return s;
+    }
     out.logits.insert(out.logits.end(), step->logits.begin(), step->logits.end());
     out.routing.Add(step->routing.sequences.back());
   }

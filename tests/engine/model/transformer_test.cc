@@ -9,6 +9,8 @@
 #include <fstream>
 #include <random>
 
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "tests/support/model_runner.h"
 
 namespace metattn::test {
@@ -109,13 +111,20 @@ TEST_P(EveryRankCount, AgreesWithOneRankWithinTheBound) {
   }
 }
 
+std::string NameOfRanks(const testing::TestParamInfo<EveryRankCount::ParamType>& info) {
+  const auto& [ranks, device, weights] = info.param;
+  return absl::StrCat(device, "_ranks", ranks, weights.empty() ? "" : "_",
+                      absl::StrJoin(weights, "_"));
+}
+
 INSTANTIATE_TEST_SUITE_P(Ranks, EveryRankCount,
                          ::testing::Values(std::tuple(2, "ref", std::vector<double>{}),
                                            std::tuple(2, "cpu", std::vector<double>{}),
                                            std::tuple(2, "ref", std::vector<double>{2, 1}),
                                            std::tuple(3, "ref", std::vector<double>{}),
                                            std::tuple(3, "cpu", std::vector<double>{1, 2, 1}),
-                                           std::tuple(4, "ref", std::vector<double>{})));
+                                           std::tuple(4, "ref", std::vector<double>{})),
+                         NameOfRanks);
 
 TEST(Transformer, DoesNotDependOnTheChunking) {
   const std::vector<std::int32_t> tokens = Tokens("llama");
