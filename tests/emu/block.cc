@@ -62,14 +62,21 @@ Block& Block::Get() {
 
 void Block::SetSchedule(const ThreadSchedule& schedule) {
   order_ = schedule.order;
-  random_.seed(schedule.seed);
+  random_ = schedule.seed == 0 ? 1 : schedule.seed;
+}
+
+unsigned Block::Random() {
+  random_ ^= random_ << 13;
+  random_ ^= random_ >> 17;
+  random_ ^= random_ << 5;
+  return random_;
 }
 
 Thread* Block::Pop() {
   if (head_ == tail_) return nullptr;
   if (order_ == ThreadOrder::kLifo) return ready_[--tail_ % kRing];
   if (order_ == ThreadOrder::kRandom) {
-    const unsigned pick = head_ + static_cast<unsigned>(random_()) % (tail_ - head_);
+    const unsigned pick = head_ + Random() % (tail_ - head_);
     std::swap(ready_[head_ % kRing], ready_[pick % kRing]);
   }
   return ready_[head_++ % kRing];
@@ -186,9 +193,9 @@ void Block::RunGrid(const LaunchShape& shape, const std::function<void()>& body)
   std::uint64_t step = 1, offset = 0;  // block number i * step + offset, modulo count
   if (order_ == ThreadOrder::kLifo) step = offset = count - 1;
   if (order_ == ThreadOrder::kRandom) {
-    offset = random_() % count;
+    offset = Random() % count;
     do {
-      step = 1 + random_() % count;
+      step = 1 + Random() % count;
     } while (std::gcd(step, count) != 1);
   }
   for (std::uint64_t i = 0; i < count; ++i) {

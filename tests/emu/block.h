@@ -9,7 +9,6 @@
 
 #include <functional>
 #include <memory>
-#include <random>
 #include <vector>
 
 #include "tests/emu/async_copies.h"
@@ -105,7 +104,10 @@ class Block {
   Thread* ready_[kRing] = {};
   unsigned head_ = 0, tail_ = 0;
   ThreadOrder order_ = ThreadOrder::kFifo;
-  std::mt19937 random_;
+  // xorshift32, state of kRandom. Not std::mt19937: its code may come from a file that is program
+  // to ThreadSanitizer, and this is hardware.
+  unsigned Random();
+  unsigned random_ = 1;
   char begin_ = 0, end_ = 0;  // TSan's points: host to threads and back
 };
 
