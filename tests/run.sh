@@ -149,11 +149,11 @@ else
   stage ctest-release run_ctest release
   stage pytest-deploy run_pytest deploy tests/deploy
   stage pytest-e2e run_pytest e2e tests/e2e
-  joined
   stage build-asan configure_and_build asan fast_tests && stage ctest-asan run_ctest asan -L fast -E "$model_again"
   stage build-tsan configure_and_build tsan threaded_tests &&
     stage ctest-tsan run_ctest tsan -L threads -E "$one_thread|$model_again"
   stage build-fuzz configure_and_build fuzz tests/fuzz/all && stage ctest-fuzz run_ctest fuzz -L fuzz
+  joined
 fi
 stage skips summarised skips 'skipped' python3 tests/skips.py "$results"
 

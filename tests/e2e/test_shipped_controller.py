@@ -38,7 +38,7 @@ def test_it_loses_little(scores):
 def test_it_reads_a_fraction(scores):
     routed, dense = scores
     assert dense["attention_bytes_ratio"] == 1
-    assert 0.05 < routed["share"]["full"] < 0.22
+    assert 0.05 < routed["share"]["full"] < 0.25
     assert routed["attention_bytes_ratio"] < 0.45  # of prefill; decode at the end of the window reads less
 
 
