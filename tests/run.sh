@@ -82,11 +82,11 @@ run_calibration_pytest() {
 # Whole models take most of a sanitizer's time: they run on the machine's best kernels and on more than one rank; the
 # other kernels have tests of their own.
 model_again='^Backends/(Paper|Routed)Model\..*/(ref|cpu_avx2)( |$)|/ranks1_threads1_|^Levels/EveryIsa'
-model_again+='|^Ranks/EveryRankCount.*/ref_'
+model_again+='|^Ranks/EveryRankCount.*/ref_|^Places/Deterministic.Answers(AreTheSameAfterPreemption|DoNotDependOnTheBatch)'
 # ThreadSanitizer runs what has label threads; cases of a single thread are left out, and slow ones whose threads
 # do what those of others do.
 one_thread='^Backends/.*/(ref|cpu_(avx2|avx512|amx|amx_deterministic))( |$)|/ranks1_threads1_|^Models/EveryKind.*_ref'
-one_thread+='|^Places/Deterministic.Answers(AreTheSameAfterPreemption|DoNotDependOnTheBatch)|AStepOfFreshStates'
+one_thread+='|AStepOfFreshStates'
 one_thread+='|^Backends/(Routed|Paper)Model.(Forced|Every|Chunks|Company|IsCausal|OneController|ASlot|AllTheWeight|Eta|ALog|Elu)'
 
 # configure_and_build PRESET [TARGET...]

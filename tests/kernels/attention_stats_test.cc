@@ -89,7 +89,7 @@ class AttentionStatsTest : public ::testing::TestWithParam<BackendParam> {};
 
 TEST_P(AttentionStatsTest, EligibleRowsGetTheSinksLogSumExpAndTheMeanScore) {
   Rig rig(GetParam());
-  for (const AttentionShape& shape : ForThisBuild(StatsShapes())) {
+  for (const AttentionShape& shape : ForThisRun(StatsShapes())) {
     AttentionWorld world(rig, shape, 21);
     world.AppendAll();
     const StepRows rows = world.Rows();
@@ -115,7 +115,7 @@ TEST_P(AttentionStatsTest, ScoresInTheHundredsKeepTheirStatistics) {
 
 TEST_P(AttentionStatsTest, ThePartialsAreTheSameBitsWithAndWithoutStatistics) {
   Rig rig(GetParam());
-  for (const AttentionShape& shape : ForThisBuild(StatsShapes())) {
+  for (const AttentionShape& shape : ForThisRun(StatsShapes())) {
     AttentionWorld world(rig, shape, 23);
     world.AppendAll();
     const StepRows rows = world.Rows();

@@ -86,7 +86,7 @@ PartialExpectation ExpectRows(const AttentionShape& shape, const AttentionWorld&
 
 TEST_P(AttentionTest, NearIsTheSoftmaxOverSinksAndWindow) {
   Rig rig(GetParam());
-  for (const AttentionShape& shape : ForThisBuild(Shapes())) {
+  for (const AttentionShape& shape : ForThisRun(Shapes())) {
     AttentionWorld world(rig, shape, 1);
     world.AppendAll();
     const StepRows rows = world.Rows();
@@ -100,7 +100,7 @@ TEST_P(AttentionTest, NearIsTheSoftmaxOverSinksAndWindow) {
 
 TEST_P(AttentionTest, FarMergesTheFarSpanOfEveryListedRowIntoNear) {
   Rig rig(GetParam());
-  for (const AttentionShape& shape : ForThisBuild(Shapes())) {
+  for (const AttentionShape& shape : ForThisRun(Shapes())) {
     AttentionWorld world(rig, shape, 2);
     world.AppendAll();
     const StepRows rows = world.Rows();

@@ -229,7 +229,7 @@ void CheckHead(const LinearWorld& world, const LinearCase& shape, const StepRows
 
 TEST_P(LinearAttentionTest, AStepOfFreshStatesFollowsTheFormulas) {
   Rig rig(GetParam());
-  for (const LinearCase& shape : ForThisBuild(Cases())) {
+  for (const LinearCase& shape : ForThisRun(Cases())) {
     LinearWorld world(rig, shape, 11);
     const StepRows rows = world.Rows(shape.attention.sequences, Fresh(shape));
     const FreshStep step{world.Near(rows), world.Queries(rows), world.Run(rows)};
@@ -290,7 +290,7 @@ std::vector<LinearCase> SteppedCases() {
 // On AMX rows of few and of many are rounded differently unless deterministic; states never are.
 TEST_P(LinearAttentionTest, StatesAndRowsDoNotDependOnStepsOrThreads) {
   Rig rig(GetParam());
-  for (const LinearCase& shape : ForThisBuild(SteppedCases())) {
+  for (const LinearCase& shape : ForThisRun(SteppedCases())) {
     LinearWorld whole_world(rig, shape, 12), step_world(rig, shape, 12);
     const LinearResult whole =
         whole_world.Run(whole_world.Rows(shape.attention.sequences, Fresh(shape)));
@@ -311,7 +311,7 @@ TEST_P(LinearAttentionTest, StatesAndRowsDoNotDependOnStepsOrThreads) {
 // Preemption and prefix reuse: what steps left behind equals what is rebuilt from the pages.
 TEST_P(LinearAttentionTest, AStateRebuiltFromPagesIsTheOneThatStepsLeft) {
   Rig rig(GetParam());
-  for (const LinearCase& shape : ForThisBuild(SteppedCases())) {
+  for (const LinearCase& shape : ForThisRun(SteppedCases())) {
     LinearWorld world(rig, shape, 13), fresh(rig, shape, 13);
     std::vector<std::int32_t> state_end;
     RunInSteps(world, shape, &state_end);
