@@ -10,6 +10,7 @@ PROGRAM = cluster.BUILD / "bin/metattn_emulated"
 PROMPTS = [[3 + (i * i * n) % 250 for i in range(length)] for n, length in ((1, 20), (2, 75), (3, 140))]
 TOKENS = 8
 FLAGS = ("--window", "64", "--max-model-len", "256", "--max-num-batched-tokens", "128", "--kv-cache-memory", "16MiB")
+CUDA = ("--device", "cuda", "--probe-ranks", "false")  # a probe takes seconds in emulation
 
 pytestmark = pytest.mark.skipif(not PROGRAM.exists(), reason="no CUDA toolkit here: metattn_emulated was not built")
 
@@ -27,7 +28,8 @@ def test_tokens_are_those_of_the_cpu_on_2_and_3_gpus(tmp_path, client_of, tiny_m
     with cluster.Cluster(tmp_path / "cpu", tiny_model, 1, flags) as running:
         runs = {"cpu": served(running, client_of)}
     for ranks in (2, 3):
-        gpus = cluster.Cluster(tmp_path / f"cuda{ranks}", tiny_model, ranks, (*flags, "--device", "cuda"),
+        cuda = ("--device", "cuda") if ranks == 2 else CUDA
+        gpus = cluster.Cluster(tmp_path / f"cuda{ranks}", tiny_model, ranks, (*flags, *cuda),
                                launch=("--threads", "1"), program=PROGRAM)
         gpus.environment["EMU_DEVICES"] = "3"
         with gpus as running:
@@ -43,7 +45,7 @@ def test_tokens_are_those_of_the_cpu_on_2_and_3_gpus(tmp_path, client_of, tiny_m
 def test_the_real_model_on_2_gpus(tmp_path, client_of, real_model):
     """A few tokens: an emulated step of this model takes seconds."""
     runs = {}
-    for name, flags in (("cpu", ()), ("cuda", ("--device", "cuda", "--collective-timeout", "300", "--probe-ranks", "false"))):
+    for name, flags in (("cpu", ()), ("cuda", (*CUDA, "--collective-timeout", "300"))):
         ranks = cluster.Cluster(tmp_path / name, real_model, 2, ("--max-model-len", "256", *flags),
                                 launch=("--threads", "1"), program=PROGRAM)
         ranks.environment.update(EMU_DEVICES="2", EMU_DEVICE_MEMORY_MB="1000")
@@ -53,7 +55,7 @@ def test_the_real_model_on_2_gpus(tmp_path, client_of, real_model):
 
 
 def test_k_v_memory_comes_from_the_gpus_budget(tmp_path, tiny_model):
-    gpus = cluster.Cluster(tmp_path, tiny_model, 2, ("--max-model-len", "256", "--device", "cuda", "--device-memory-fraction", "0.5"),
+    gpus = cluster.Cluster(tmp_path, tiny_model, 2, ("--max-model-len", "256", *CUDA, "--device-memory-fraction", "0.5"),
                            launch=("--threads", "1"), program=PROGRAM)
     gpus.environment.update(EMU_DEVICES="2", EMU_DEVICE_MEMORY_MB="4")
     gpus.start()

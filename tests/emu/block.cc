@@ -21,9 +21,12 @@ const char* BaseName(const Site& site) {
   return slash == nullptr ? site.file_name() : slash + 1;
 }
 
+// The same literal is often the same pointer, and this is asked at every collective.
+bool SameText(const char* a, const char* b) { return a == b || std::strcmp(a, b) == 0; }
+
 bool SamePlace(const Site& a, const Site& b) {
   return a.line() == b.line() && a.column() == b.column() &&
-         std::strcmp(a.file_name(), b.file_name()) == 0;
+         SameText(a.file_name(), b.file_name());
 }
 
 [[noreturn]] void Report(const char* message, const char* where) {
@@ -213,7 +216,7 @@ int Block::SyncBlock(const char* name, bool predicate, const Site& site) {
   if (barrier.arrived == 0) {
     barrier.name = name;
     barrier.site = site;
-  } else if (!SamePlace(barrier.site, site) || std::strcmp(barrier.name, name) != 0) {
+  } else if (!SamePlace(barrier.site, site) || !SameText(barrier.name, name)) {
     FailAgainst(name, site, barrier.name, barrier.site);
   }
   const unsigned round = barrier.round;
@@ -246,13 +249,14 @@ void Block::CheckWarpCall(const Warp& warp, const WarpCall& call, const Site& si
   }
 }
 
-Block::Meeting& Block::MeetingOf(Warp& warp, const WarpCall& call, const Site& site) {
+Block::Meeting& Block::MeetingOf(Warp& warp, unsigned mask, const WarpCall& call,
+                                 const Site& site) {
   Meeting* found = nullptr;
   for (Meeting& meeting : warp.meetings) {
     if (meeting.arrived == 0) {
-      if (found == nullptr || meeting.mask == call.mask) found = &meeting;
-    } else if (meeting.mask == call.mask) {
-      if (std::strcmp(meeting.name, call.name) != 0 ||
+      if (found == nullptr || meeting.mask == mask) found = &meeting;
+    } else if (meeting.mask == mask) {
+      if (!SameText(meeting.name, call.name) ||
           (call.aligned && !SamePlace(meeting.site, site))) {
         FailAgainst(call.name, site, meeting.name, meeting.site);
       }
@@ -260,7 +264,7 @@ Block::Meeting& Block::MeetingOf(Warp& warp, const WarpCall& call, const Site& s
     }
   }
   if (found == nullptr) Fail("a warp waits with more than 8 different masks", site);
-  found->mask = call.mask;
+  found->mask = mask;
   found->name = call.name;
   found->site = site;
   return *found;
@@ -269,19 +273,18 @@ Block::Meeting& Block::MeetingOf(Warp& warp, const WarpCall& call, const Site& s
 void Block::SyncWarp(const WarpCall& call, void* argument, const Site& site) {
   Warp& warp = warps_[static_cast<std::size_t>(current_->warp)];
   CheckWarpCall(warp, call, site);
-  WarpCall existing = call;
-  existing.mask &= warp.lanes;
-  Meeting& meeting = MeetingOf(warp, existing, site);
+  const unsigned mask = call.mask & warp.lanes;
+  Meeting& meeting = MeetingOf(warp, mask, call, site);
   char* const order = &meeting.order[meeting.round % 2];
   if (call.orders_memory) OrderBefore(order);
   const int lane = current_->lane;
   meeting.arrived |= 1U << lane;
   meeting.arguments[lane] = argument;
   meeting.threads[lane] = current_;
-  if (meeting.arrived == existing.mask) {
-    if (call.complete != nullptr) call.complete(meeting.arguments, existing.mask);
+  if (meeting.arrived == mask) {
+    if (call.complete != nullptr) call.complete(meeting.arguments, mask);
     for (int i = 0; i < 32; ++i) {
-      if ((existing.mask >> i & 1U) != 0) Push(meeting.threads[i]);
+      if ((mask >> i & 1U) != 0) Push(meeting.threads[i]);
     }
     meeting.arrived = 0;
     ++meeting.round;

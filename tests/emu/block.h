@@ -85,7 +85,7 @@ class Block {
   static void ThreadMain();
   void RunBlock(uint3 index, const std::function<void()>& body);
   void StartThreads();
-  Meeting& MeetingOf(Warp& warp, const WarpCall& call, const Site& site);
+  Meeting& MeetingOf(Warp& warp, unsigned mask, const WarpCall& call, const Site& site);
   void CheckWarpCall(const Warp& warp, const WarpCall& call, const Site& site);
   void Wait(const char* in, const Site& site);
   void SwitchTo(Thread& next, bool ends);

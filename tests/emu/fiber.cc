@@ -21,8 +21,9 @@ void __tsan_write_range(void* address, unsigned long bytes);
 }
 #endif
 
-// emu_switch_stack(where to save, what to load): the callee-saved state of the System V ABI goes
-// onto the old stack, its address to *rdi; then the same from the new stack.
+// emu_switch_stack(where to save, what to load): the callee-saved registers of the System V ABI go
+// onto the old stack, its address to *rdi; then the same from the new stack. The control words of
+// SSE and x87 are left as they are: no kernel changes them.
 asm(R"(
 .text
 .globl emu_switch_stack
@@ -34,14 +35,8 @@ emu_switch_stack:
   pushq %r13
   pushq %r14
   pushq %r15
-  subq $8, %rsp
-  stmxcsr (%rsp)
-  fnstcw 4(%rsp)
   movq %rsp, (%rdi)
   movq %rsi, %rsp
-  ldmxcsr (%rsp)
-  fldcw 4(%rsp)
-  addq $8, %rsp
   popq %r15
   popq %r14
   popq %r13
@@ -59,7 +54,11 @@ namespace {
 constexpr std::size_t kStackBytes = 256 * 1024;
 constexpr std::size_t kGuardBytes = 64 * 1024;  // wider than frames are: none jumps over it
 constexpr std::size_t kOutermostBytes = 4096;   // more than the frames of ThreadMain
+// Tops at the same place of a page would share a few sets of every cache; all threads of a block
+// are switched through at each collective.
+constexpr std::size_t kColours = 64, kColourBytes = 5 * 64;
 Fiber* previous = nullptr;                      // who switched last
+std::size_t mapped_stacks = 0;
 
 char* MapStack() {
   void* mapped = mmap(nullptr, kGuardBytes + kStackBytes, PROT_READ | PROT_WRITE,
@@ -86,27 +85,22 @@ void Fiber::Start(void (*entry)()) {
   if (stack_ == nullptr) {
     stack_ = MapStack();
     bottom_ = stack_;
-    size_ = kStackBytes;
+    size_ = kStackBytes - mapped_stacks++ % kColours * kColourBytes;
 #if defined(EMU_TSAN)
     sanitizer_fiber_ = __tsan_create_fiber(0);
 #endif
   }
 #if defined(__SANITIZE_ADDRESS__)
   // Left by the fiber that ended in its outermost frames; deeper ones have returned.
-  __asan_unpoison_memory_region(stack_ + kStackBytes - kOutermostBytes, kOutermostBytes);
+  __asan_unpoison_memory_region(stack_ + size_ - kOutermostBytes, kOutermostBytes);
 #endif
   fake_stack_ = nullptr;
-  // The frame that emu_switch_stack will pop: control words, six registers, where to return to;
-  // then the (null) return address of `entry` itself, on a place that gives its frame the ABI's
-  // alignment.
-  void** frame = reinterpret_cast<void**>(stack_ + kStackBytes) - 9;
-  std::uint32_t control[2] = {};
-  asm volatile("stmxcsr %0\n\tfnstcw %1" : "=m"(control[0]), "=m"(control[1]));
-  reinterpret_cast<std::uint32_t*>(frame)[0] = control[0];
-  reinterpret_cast<std::uint32_t*>(frame)[1] = control[1];
-  for (int i = 1; i <= 6; ++i) frame[i] = nullptr;
-  frame[7] = reinterpret_cast<void*>(entry);
-  frame[8] = nullptr;
+  // The frame that emu_switch_stack will pop: six registers, where to return to; then the (null)
+  // return address of `entry` itself, on a place that gives its frame the ABI's alignment.
+  void** frame = reinterpret_cast<void**>(stack_ + size_) - 8;
+  for (int i = 0; i < 6; ++i) frame[i] = nullptr;
+  frame[6] = reinterpret_cast<void*>(entry);
+  frame[7] = nullptr;
   stack_pointer_ = frame;
 }
 

@@ -4,7 +4,7 @@
 // Ownership: owns its stack (mapped at the first Start, reused by later ones). Thread safety: none;
 // all fibers that switch to each other run on one thread at a time. Errors: aborts when no stack
 // can be mapped; running over the end of a stack hits pages without access. Cost: a switch saves
-// eight registers (some ns); under ASan and TSan it also tells the sanitizer. x86-64 only.
+// six registers (some ns); under ASan and TSan it also tells the sanitizer. x86-64 only.
 #pragma once
 
 #include <cstddef>

@@ -26,17 +26,14 @@ TEST(RankSpeed, WeightsAreEighthsOfTheFastest) {
   EXPECT_THAT(WeightsOfSpeeds(std::vector<double>{0, 0}), ElementsAre(1, 1)) << "nobody measured";
 }
 
-TEST(RankSpeed, IsThatOfTheKernels) {
-  std::vector<double> speeds;
+TEST(RankSpeed, IsMeasuredOnEveryBackend) {
   for (const char* backend : {"ref", "cpu"}) {
     auto kernels = MakeKernels({.backend = backend, .threads = 1});
     ASSERT_THAT(kernels, test::Succeeds());
     const auto speed = MeasureSpeed(**kernels, 1000, 1024);
     ASSERT_THAT(speed, test::Succeeds());
-    speeds.push_back(*speed);
+    EXPECT_GT(*speed, 1e6) << backend;
   }
-  EXPECT_GT(speeds[0], 1e6);
-  EXPECT_GT(speeds[1], 1.5 * speeds[0]) << "vectors against plain loops";
 }
 
 // Two ranks of which one has slow kernels: the other one gets most of the model.

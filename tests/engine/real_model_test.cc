@@ -80,14 +80,15 @@ TEST_F(RealModel, ReachesTheReferenceNllOnTwoUnevenRanks) {
 }
 
 TEST_F(RealModel, HasTheReferenceLogitsWithinTheMeasuredBound) {
-  const auto tokens = std::span<const std::int32_t>(tokens_).first(600);
-  for (const char* isa : {"avx2", ""}) {  // f32 activations, and the machine's best level
+  for (const char* isa : {"avx2", ""}) {  // f32 activations (slow), and the machine's best level
+    const auto tokens = std::span<const std::int32_t>(tokens_).first(*isa ? 300 : 600);
     const RunnerOptions options = {.device = "cpu", .isa = isa, .threads = 2, .chunk = 200};
     const RunnerOutput output = Forward(tokens, options);
     const absl::StatusOr<double> bound = MeasuredBound(path_, tokens, options, 0x1p-9);
     ASSERT_TRUE(bound.ok()) << bound.status();
     double worst = 0;
     for (const auto& [row, best] : reference_["logits"].items()) {
+      if (std::stoull(row) >= tokens.size()) continue;
       const float* logits = output.logits.data() + std::stoll(row) * output.vocab;
       for (std::size_t i = 0; i < best["ids"].size(); ++i) {
         worst = std::max(
