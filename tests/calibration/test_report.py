@@ -39,10 +39,10 @@ def place(tmp_path_factory, model):
     engine.chmod(engine.stat().st_mode | stat.S_IXUSR)
     training = folder / "training"
     training.mkdir()
-    lines = [{"elapsed": 5.0, "stage": "maps", "step": 0, "length": 700, "relative_error": 1.2},
-             {"elapsed": 9.0, "stage": "maps", "step": 1, "length": 900, "relative_error": 0.7, "peak_gb": 1.5},
-             {"elapsed": 4.0, "stage": "tune", "step": 0, "kind": "text", "kl": 0.1, "full": 0.2, "price": 0.03},
-             {"elapsed": 8.0, "stage": "tune", "step": 1, "kind": "text", "kl": 0.05, "full": 0.2, "price": 0.03}]
+    lines = [{"elapsed": 5.0, "cpu": 9.0, "stage": "maps", "step": 0, "length": 700, "relative_error": 1.2},
+             {"elapsed": 9.0, "cpu": 17.5, "stage": "maps", "step": 1, "length": 900, "relative_error": 0.7, "peak_gb": 1.5},
+             {"elapsed": 4.0, "cpu": 6.0, "stage": "tune", "step": 0, "kind": "text", "kl": 0.1, "full": 0.2, "price": 0.03},
+             {"elapsed": 8.0, "cpu": 14.0, "stage": "tune", "step": 1, "kind": "text", "kl": 0.05, "full": 0.2, "price": 0.03}]
     (training / "log.jsonl").write_text("".join(json.dumps(v) + "\n" for v in lines))
     return folder
 
@@ -138,6 +138,7 @@ def test_seeds_and_training_facts_are_in_the_report(report):
     out, found = report
     assert len(found["quality"]["seeds"]) == 2
     assert found["training"]["seconds"] == {"maps": 9.0, "tune": 8.0} and found["training"]["peak_gb"] == 1.5
+    assert found["training"]["cpu_seconds"] == {"maps": 17.5, "tune": 14.0} and "| all | 17 | 32 |" in (out / "report.md").read_text()
     assert "standard deviation over seeds" in (out / "report.md").read_text()
 
 

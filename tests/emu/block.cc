@@ -25,8 +25,7 @@ const char* BaseName(const Site& site) {
 bool SameText(const char* a, const char* b) { return a == b || std::strcmp(a, b) == 0; }
 
 bool SamePlace(const Site& a, const Site& b) {
-  return a.line() == b.line() && a.column() == b.column() &&
-         SameText(a.file_name(), b.file_name());
+  return a.line() == b.line() && a.column() == b.column() && SameText(a.file_name(), b.file_name());
 }
 
 [[noreturn]] void Report(const char* message, const char* where) {
@@ -256,8 +255,7 @@ Block::Meeting& Block::MeetingOf(Warp& warp, unsigned mask, const WarpCall& call
     if (meeting.arrived == 0) {
       if (found == nullptr || meeting.mask == mask) found = &meeting;
     } else if (meeting.mask == mask) {
-      if (!SameText(meeting.name, call.name) ||
-          (call.aligned && !SamePlace(meeting.site, site))) {
+      if (!SameText(meeting.name, call.name) || (call.aligned && !SamePlace(meeting.site, site))) {
         FailAgainst(call.name, site, meeting.name, meeting.site);
       }
       return meeting;

@@ -57,7 +57,7 @@ constexpr std::size_t kOutermostBytes = 4096;   // more than the frames of Threa
 // Tops at the same place of a page would share a few sets of every cache; all threads of a block
 // are switched through at each collective.
 constexpr std::size_t kColours = 64, kColourBytes = 5 * 64;
-Fiber* previous = nullptr;                      // who switched last
+Fiber* previous = nullptr;  // who switched last
 std::size_t mapped_stacks = 0;
 
 char* MapStack() {

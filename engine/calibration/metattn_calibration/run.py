@@ -72,8 +72,8 @@ class Run:
         self._saved = now
 
     def log(self, stage, **values):
-        values = {"time": round(time.time(), 1), "elapsed": round(time.monotonic() - self._begin, 1), "stage": stage,
-                  "peak_gb": round(peak_memory(), 2), **values}
+        values = {"time": round(time.time(), 1), "elapsed": round(time.monotonic() - self._begin, 1),
+                  "cpu": round(time.process_time(), 1), "stage": stage, "peak_gb": round(peak_memory(), 2), **values}
         with open(self.directory / "log.jsonl", "a") as file:
             file.write(json.dumps(values) + "\n")
 

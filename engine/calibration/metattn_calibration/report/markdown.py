@@ -149,12 +149,15 @@ def ablations(report):
 def training(report):
     found = report["training"]
     facts, seconds = found["facts"], found["seconds"]
-    rows = [[stage, f"{s:.0f}"] for stage, s in seconds.items()]
+    cpu = found.get("cpu_seconds") or {}  # older reports have none
+    cpu = cpu and {**cpu, "all": sum(cpu.values())}
     out = "## Training\n\n"
     if found["curves"].get("tune"):
         out += "![training](training.png)\n\n"
-    if rows:
-        out += table(["stage", "seconds"], [*rows, ["all", f"{sum(seconds.values()):.0f}"]])
+    if seconds:
+        rows = [[stage, f"{s:.0f}", *([f"{cpu[stage]:.0f}"] if cpu else [])]
+                for stage, s in [*seconds.items(), ("all", sum(seconds.values()))]]
+        out += table(["stage", "seconds", *(["processor seconds"] if cpu else [])], rows)
         out += "\nCollecting rows is counted with the controllers.\n\n"
     if found["peak_gb"]:
         out += f"Peak memory {found['peak_gb']:.1f} GB. "

@@ -8,14 +8,18 @@ from .reliability import log_lines
 PEAK = re.compile(r"min left, ([\d.]+) GB:")
 
 
-def seconds_per_stage(lines):
-    """Time between the last lines of one stage and the next; an interrupted run starts counting at 0 again."""
+def seconds_per_stage(lines, clock="elapsed"):
+    """Time between the last lines of one stage and the next; an interrupted run starts counting at 0 again.
+    clock: "elapsed", or "cpu", the processor time of all threads, which other work on the machine hardly changes
+    (empty for logs without it)."""
     out, before = {}, 0.0
     for line in lines:
-        if line["elapsed"] < before:
+        if clock not in line:
+            return {}
+        if line[clock] < before:
             before = 0.0
-        out[line["stage"]] = out.get(line["stage"], 0.0) + line["elapsed"] - before
-        before = line["elapsed"]
+        out[line["stage"]] = out.get(line["stage"], 0.0) + line[clock] - before
+        before = line[clock]
     out.pop("done", None)
     return out
 
@@ -38,7 +42,7 @@ def measure(description, training, progress=None):
     lines = log_lines(training)
     facts = description["training"]
     out = {"facts": {k: facts[k] for k in ("texts", "plan", "seed", "share", "threads", "dtype", "figures") if k in facts},
-           "seconds": {}, "curves": {}, "peak_gb": peak_memory(lines, progress)}
+           "seconds": {}, "cpu_seconds": {}, "curves": {}, "peak_gb": peak_memory(lines, progress)}
     if lines:
-        out.update(seconds=seconds_per_stage(lines), curves=curves(lines))
+        out.update(seconds=seconds_per_stage(lines), cpu_seconds=seconds_per_stage(lines, "cpu"), curves=curves(lines))
     return out
