@@ -204,7 +204,7 @@ TEST(Serving, ADeadlineEndsARequestThatRuns) {
   LocalServerOptions options = OptionsFor("");
   options.ranks = 2;
   const auto server = Started(options);
-  GenerationRequest request = Greedy(Prompt(10, 100), 400);
+  GenerationRequest request = Greedy(Prompt(10, 100), 900);
   request.deadline_s = 0.3;
   const Answer answer = server
                             ->Submit(request,
