@@ -63,6 +63,8 @@ class Stream {
   // Seconds between two marks; both must have been passed (call Synchronize first).
   virtual double SecondsBetween(int from, int to) const = 0;
   virtual void ResetMarks() = 0;
+  // Whether Repeat records.
+  virtual bool records() const { return false; }
   // Enqueues what `enqueue` does. A stream that can records it when it meets `key` for the second
   // time and from then on enqueues the record in one call, without calling `enqueue`. So equal keys
   // mean equal operations on the same places, of which only the contents may differ, and nothing

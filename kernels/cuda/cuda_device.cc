@@ -158,7 +158,11 @@ void CudaStream::Forget() {
 }
 
 void CudaStream::Note(cudaError_t error, const char* what) {
-  if (error != cudaSuccess && failed_.ok()) failed_ = FromCuda(error, what, device_);
+  if (error != cudaSuccess) Fail(FromCuda(error, what, device_));
+}
+
+void CudaStream::Fail(const absl::Status& status) {
+  if (failed_.ok()) failed_ = status;
 }
 
 absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Create(int device, double memory_fraction) {

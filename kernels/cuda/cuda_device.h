@@ -38,6 +38,7 @@ class CudaStream final : public Stream {
   int Mark() override;
   double SecondsBetween(int from, int to) const override;
   void ResetMarks() override { marks_ = 0; }
+  bool records() const override { return true; }
   // Records CUDA graphs, at most kMostRecords.
   Repeated Repeat(std::string_view key, const std::function<void()>& enqueue) override;
 
@@ -57,8 +58,9 @@ class CudaStream final : public Stream {
     (void)cudaSetDevice(device_);
     return stream_;
   }
-  // Remembers the first failure.
+  // Remembers the first failure, for Synchronize.
   void Note(cudaError_t error, const char* what);
+  void Fail(const absl::Status& status);
 
  private:
   static constexpr std::size_t kMostRecords = 128;

@@ -1,5 +1,6 @@
 #include "kernels/cuda/cuda_kernels.h"
 
+#include <algorithm>
 #include <cstddef>
 #include <utility>
 
@@ -42,6 +43,12 @@ absl::StatusOr<std::unique_ptr<Matrix>> CudaKernels::Pack(std::span<const Matrix
   CheckParts(parts, cols);
   auto matrix = CudaMatrix::Create(parts, cols, *device_, *loading_);
   if (!matrix.ok()) return matrix.status();
+  const auto is_bf16 = [](const MatrixPart& part) { return part.dtype == DType::kBF16; };
+  if (!exact_ && gemm_ == nullptr && std::ranges::any_of(parts, is_bf16)) {
+    auto gemm = Gemm::Create(*device_);
+    if (!gemm.ok()) return gemm.status();
+    gemm_ = *std::move(gemm);
+  }
   return std::unique_ptr<Matrix>(std::move(*matrix));
 }
 
@@ -78,8 +85,19 @@ void CudaKernels::Linear(const LinearArgs& args, Stream& stream) {
     const LinearParams p = {
         part.weight,           part.first_row,       matrix.rows(), args.x.As<float>(),
         args.bias.As<float>(), args.out.As<float>(), args.tokens,   exact_};
+    if (Multiply(p, Cuda(stream))) continue;
     Cuda(stream).Note(LaunchLinear(p, Cuda(stream).get()), "linear");
   }
+}
+
+bool CudaKernels::Multiply(const LinearParams& p, CudaStream& stream) {
+  if (gemm_ == nullptr || p.part.dtype != static_cast<int>(DType::kBF16)) return false;
+  const std::int64_t count = p.tokens * p.part.cols;
+  if (p.tokens < kTensorRows || p.part.rows == 0 || count == 0) return false;
+  if (!Grow(rounded_, count * 2, "x of a product in bf16", stream)) return true;
+  auto* const x = reinterpret_cast<__nv_bfloat16*>(rounded_.data());
+  stream.Note(LaunchRound({p.x, x, count}, stream.get()), "rounding to bf16");
+  return gemm_->Multiply(p, x, stream);
 }
 
 void CudaKernels::RopeAppend(const RopeAppendArgs& args, Stream& stream) {

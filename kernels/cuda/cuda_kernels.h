@@ -11,6 +11,7 @@
 #include <memory>
 
 #include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/gemm.h"
 #include "kernels/cuda/params.h"
 #include "kernels/kernels.h"
 
@@ -51,6 +52,8 @@ class CudaKernels final : public Kernels {
  private:
   CudaKernels(bool exact, std::unique_ptr<CudaDevice> device, std::unique_ptr<Stream> loading)
       : exact_(exact), device_(std::move(device)), loading_(std::move(loading)) {}
+  // y = x W^T of a part in bf16 by cuBLASLt; false where it is not for that (LaunchLinear is).
+  bool Multiply(const LinearParams& p, CudaStream& stream);
   // Scratch of at least so many bytes; false (and a noted error) without memory.
   bool Grow(Buffer& scratch, std::int64_t bytes, const char* what, CudaStream& stream);
   // The op's shape with room for its boundary states; false as Grow.
@@ -59,6 +62,8 @@ class CudaKernels final : public Kernels {
   const bool exact_;
   std::unique_ptr<CudaDevice> device_;
   std::unique_ptr<Stream> loading_;  // weights go up on it
+  std::unique_ptr<Gemm> gemm_;       // where a weight has a part in bf16, unless exact
+  Buffer rounded_;                   // x in bf16
   Buffer boundaries_;                // linear states
   Buffer chunks_;                    // triples of far attention
 };

@@ -1,4 +1,5 @@
-// A weight on the device, its rows as they lie in the file, one buffer a part.
+// A weight on the device, its rows as they lie in the file, one buffer for neighbouring parts of
+// one type: an op is a launch or two for each.
 //
 // Immutable after Create, so thread safe. RESOURCE_EXHAUSTED when device memory ends.
 #pragma once

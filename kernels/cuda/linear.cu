@@ -15,8 +15,6 @@ namespace {
 
 constexpr int kWarps = 4;
 constexpr int kRows = 8;
-// Two reads of W here; a tile of 16 rows of tensor cores reads it once.
-constexpr std::int64_t kTensorRows = 16;
 
 __global__ void LinearKernel(LinearParams p) {
   const std::int64_t n = blockIdx.x * kWarps + gpu::warp_index();

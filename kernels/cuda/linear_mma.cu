@@ -1,5 +1,6 @@
 // y = x W^T + bias for many rows, on tensor cores: x rounded to bf16, W decoded from its file's
-// format to bf16, products exact and summed in f32 in the order of the columns.
+// format to bf16, products exact and summed in f32 in the order of the columns. For weights that
+// must be decoded; those in bf16 come here only where cuBLASLt (gemm.h) has no algorithm.
 //
 // A block of 8 warps makes a tile of 64 tokens x 128 outputs, a warp 32 x 32 of it (2 x 4 mma of 16
 // x 8), stepping through the columns 32 at a time: the block of a quantised row, so that a thread
@@ -7,8 +8,7 @@
 // per 64 tokens: with x in f32 and W in 4 to 16 bits, a wider tile of outputs saves more than one
 // of tokens. Two stages of shared memory, 15 KiB each, rows padded to 80 bytes so that the 8 rows
 // of an ldmatrix lie in different banks; two blocks a multiprocessor. While a step is multiplied,
-// the next one is on its way: bf16 weights by cp.async into the other stage, everything that must
-// be converted in registers.
+// the next one is on its way, in registers, because both factors are converted.
 //
 // Bytes moved, a block: 64 * cols * 4 of x, 128 rows of W, 64 * 128 * 4 of y. A row's result
 // depends on the row alone, but is not what linear.cu gives.
@@ -123,17 +123,6 @@ struct Weights {
   }
 };
 
-// bf16 weights need no conversion: 16 bytes at a time, two a thread as in Weights.
-GPU_INLINE void CopyWeights(const WeightPart& part, std::int64_t n, std::int64_t column, int half,
-                            gpu::bf16* to) {
-  const auto* row = reinterpret_cast<const gpu::bf16*>(part.data) + n * part.cols;
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int at = 8 * half + 16 * i;
-    gpu::cp_async16(to + at, row + column + at, n < part.rows && column + at < part.cols);
-  }
-}
-
 // One warp's 32 x 32 outputs += 32 columns of the stage.
 GPU_INLINE void Multiply(const gpu::bf16* x, const gpu::bf16* w, float (&sums)[2][4][4]) {
   const int lane = gpu::lane_index();
@@ -176,8 +165,8 @@ GPU_INLINE void Finish(const LinearParams& p, std::int64_t token, std::int64_t o
   }
 }
 
-// kCopied: bf16 weights whose rows are aligned to 16 bytes.
-template <int kType, bool kCopied>
+// vectors: rows of x are aligned to 16 bytes.
+template <int kType>
 __global__ void __launch_bounds__(kThreads, 2) LinearMmaKernel(LinearParams p, bool vectors) {
   GPU_DYN_SMEM(shared);
   auto* stages = reinterpret_cast<gpu::bf16*>(shared);
@@ -189,29 +178,20 @@ __global__ void __launch_bounds__(kThreads, 2) LinearMmaKernel(LinearParams p, b
   const int w_at = kTokens * kPitch + thread / 2 * kPitch;
   Activations x;
   Weights<kType> w;
-  const auto load = [&](std::int64_t column, gpu::bf16* stage) {
+  const auto load = [&](std::int64_t column) {
     x.Load(p, token, column + thread % 4 * 8, vectors);
-    if constexpr (kCopied) {
-      CopyWeights(p.part, output, column, half, stage + w_at);
-      gpu::cp_async_commit();
-    } else {
-      w.Load(p.part, output, column, half);
-    }
+    w.Load(p.part, output, column, half);
   };
   const auto store = [&](gpu::bf16* stage) {
     Store8(stage + x_at, x.v);
-    if constexpr (kCopied) {
-      gpu::cp_async_wait<0>();
-    } else {
-      w.Store(stage + w_at, half);
-    }
+    w.Store(stage + w_at, half);
   };
 
   const int warp = gpu::warp_index();
   const int row = warp / kWarpsAcross * kWarpTile, across = warp % kWarpsAcross * kWarpTile;
   float sums[2][4][4] = {};
   if (p.part.cols > 0) {
-    load(0, stages);
+    load(0);
     store(stages);
   }
   __syncthreads();
@@ -220,7 +200,7 @@ __global__ void __launch_bounds__(kThreads, 2) LinearMmaKernel(LinearParams p, b
     const bool more = column + kDepth < p.part.cols;
     gpu::bf16* const stage = stages + current * kStage;
     gpu::bf16* const next = stages + (current ^ 1) * kStage;  // nobody has read it since a barrier
-    if (more) load(column + kDepth, next);
+    if (more) load(column + kDepth);
     Multiply(stage + row * kPitch, stage + (kTokens + across) * kPitch, sums);
     if (more) store(next);
     __syncthreads();
@@ -234,12 +214,12 @@ bool Aligned16(const void* p, std::int64_t stride_bytes) {
          0;
 }
 
-template <int kType, bool kCopied = false>
+template <int kType>
 cudaError_t Launch(const LinearParams& p, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>((p.part.rows + kOutputs - 1) / kOutputs),
                   static_cast<unsigned>((p.tokens + kTokens - 1) / kTokens));
-  return gpu::launch(LinearMmaKernel<kType, kCopied>, grid, dim3(kThreads),
-                     2 * kStage * sizeof(gpu::bf16), stream, p, Aligned16(p.x, p.part.cols * 4));
+  return gpu::launch(LinearMmaKernel<kType>, grid, dim3(kThreads), 2 * kStage * sizeof(gpu::bf16),
+                     stream, p, Aligned16(p.x, p.part.cols * 4));
 }
 
 }  // namespace
@@ -251,8 +231,7 @@ cudaError_t LaunchLinearMma(const LinearParams& p, cudaStream_t stream) {
     case kF16:
       return Launch<kF16>(p, stream);
     case kBF16:
-      return Aligned16(p.part.data, p.part.row_bytes) ? Launch<kBF16, true>(p, stream)
-                                                      : Launch<kBF16>(p, stream);
+      return Launch<kBF16>(p, stream);
     case kQ8_0:
       return Launch<kQ8_0>(p, stream);
     case kQ4_0:

@@ -69,6 +69,12 @@ struct LinearParams {
   bool exact;  // factors stay f32 whatever the number of rows
 };
 
+struct RoundParams {
+  const float* x;
+  __nv_bfloat16* out;  // 16-byte aligned
+  std::int64_t count;
+};
+
 struct RopeAppendParams {
   Rows rows;
   Pages pages;

@@ -71,6 +71,7 @@ void Reset(const Options& options) {
     runtime.graphs.clear();
     runtime.executables.clear();
     runtime.captures.clear();
+    runtime.blas.clear();
     runtime.dynamic_shared_limit.clear();
     runtime.failures.clear();
     runtime.legacy.clear();
@@ -97,6 +98,7 @@ std::string Leaks() {
   AddLine(text, runtime.events.size(), "events");
   AddLine(text, runtime.graphs.size(), "graphs");
   AddLine(text, runtime.executables.size(), "executable graphs");
+  AddLine(text, runtime.blas.size(), "cuBLASLt objects");
   return text;
 }
 

@@ -117,8 +117,9 @@ struct Runtime {
   std::set<cudaEvent_t> events;
   std::set<cudaGraph_t> graphs;
   std::set<cudaGraphExec_t> executables;
-  std::vector<std::shared_ptr<Capture>> captures;   // active ones
-  std::map<const void*, int> dynamic_shared_limit;  // kernels that asked for more than 48 KB
+  std::vector<std::shared_ptr<Capture>> captures;     // active ones
+  std::map<const void*, int> dynamic_shared_limit;    // kernels that asked for more than 48 KB
+  std::map<const void*, std::shared_ptr<void>> blas;  // cuBLASLt's objects, by handle
   int next_stream = 0;
   std::uint64_t next_capture = 1;
 

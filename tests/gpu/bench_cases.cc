@@ -78,6 +78,26 @@ std::vector<Case> SwiGluCase(Rig& rig, const Shape& shape) {
            Reader(rig, args.out, values)}};
 }
 
+// Of the logits of a greedy step.
+std::vector<Case> ArgMaxCase(Rig& rig, const Shape& shape) {
+  const std::int64_t count = shape.sequences, dim = shape.rows;
+  const ArgMaxArgs args = {.x = rig.In(Randoms(Size(count * dim), 11)),
+                           .out = rig.Space(Size(count) * sizeof(Largest)),
+                           .rows = count,
+                           .dim = dim};
+  const auto result = [&rig, args, count] {
+    std::vector<float> values;
+    for (const Largest& best : rig.Out<Largest>(args.out, count)) {
+      values.push_back(best.value);
+      values.push_back(static_cast<float>(best.index));
+    }
+    return values;
+  };
+  return {{absl::StrCat("argmax, ", count, " rows of ", dim),
+           4.0 * static_cast<double>(count * dim), static_cast<double>(count * dim),
+           [&rig, args] { rig.kernels().ArgMax(args, rig.stream()); }, result}};
+}
+
 // A world of K/V, rows of a step over it and their queries. Near partials start empty.
 struct Attention {
   std::shared_ptr<AttentionWorld> world;
@@ -242,6 +262,7 @@ std::vector<Maker> Makers() {
           linear(DType::kQ4_0, {1, 16}),
           NormCase,
           SwiGluCase,
+          ArgMaxCase,
           DecodeCases,
           PrefillCases,
           FarLinearCase};

@@ -64,7 +64,7 @@ link() {
   local of=("${@//\//_}")
   of=("${of[@]/#/$objects/}")
   "$nvcc" -ccbin "$cxx" -arch="sm_$architecture" -o "$program" "${of[@]/%/.o}" ${main:+"$main"} \
-    -Xlinker --start-group "${gtest[@]}" "${absl[@]}" -Xlinker --end-group -lpthread
+    -Xlinker --start-group "${gtest[@]}" "${absl[@]}" -Xlinker --end-group -lcublasLt -lpthread
 }
 
 # build_for ARCHITECTURE: kernel_tests and kernel_bench in $build/sm_ARCHITECTURE, objects below it.
