@@ -1,7 +1,9 @@
 #include "engine/model/routed_attention.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <utility>
 #include <vector>
 
 namespace metattn {
@@ -9,6 +11,21 @@ namespace {
 
 std::int64_t QueryHeads(const ModelConfig& c, const RoutedAttentionShape& s) {
   return std::int64_t{s.heads} * c.group();
+}
+
+// [layers, from, width] -> [layers, to, width]: rows past the shorter one are dropped or `fill`ed.
+template <typename T>
+void Resize(std::vector<T>& values, std::array<std::int64_t, 2> rows, std::int64_t width, T fill) {
+  const auto [from, to] = rows;
+  if (from == to || values.empty()) return;
+  std::vector<T> resized;
+  const std::int64_t kept = std::min(from, to) * width,
+                     added = std::max<std::int64_t>(0, to - from);
+  for (auto layer = values.begin(); layer != values.end(); layer += from * width) {
+    resized.insert(resized.end(), layer, layer + kept);
+    resized.insert(resized.end(), static_cast<std::size_t>(added * width), fill);
+  }
+  values = std::move(resized);
 }
 
 ShadowShape ShadowShapeOf(const ModelConfig& c, const RoutedAttentionShape& s) {
@@ -147,8 +164,10 @@ absl::Status RoutedAttention::BeginStep(const StepBatch& batch, Stream& stream) 
     if (absl::Status s = shadow_->BeginStep(batch, stream); !s.ok()) return s;
   }
   if (shape_.source == nullptr) return absl::OkStatus();
-  given_.resize(static_cast<std::size_t>(shape_.layers * batch.rows().tokens * shape_.heads));
+  given_.resize(static_cast<std::size_t>(shape_.layers * batch.plan_rows() * shape_.heads));
   if (absl::Status s = shape_.source->Decide(RowsOf(batch), given_); !s.ok()) return s;
+  Resize(given_, {batch.plan_rows(), batch.rows().tokens}, shape_.heads,
+         static_cast<std::uint8_t>(Mechanism::kLocal));
   kernels_->device().CopyIn(given_.data(), View{&decisions_}, given_.size(), stream);
   return absl::OkStatus();
 }
@@ -249,6 +268,10 @@ void RoutedAttention::CopyOut(const StepBatch& batch, Stream& stream) {
 }
 
 absl::StatusOr<StepRouting> RoutedAttention::EndStep(const StepBatch& batch) {
+  const std::array rows = {batch.rows().tokens, batch.plan_rows()};  // padding goes
+  Resize(decided_, rows, shape_.heads, std::uint8_t{0});
+  Resize(uncertainty_, rows, shape_.heads, 0.0F);
+  Resize(weights_, rows, shape_.heads * kMechanisms, 0.0F);
   if (shape_.recorder != nullptr) {
     if (absl::Status s = shape_.recorder->Record(RowsOf(batch), decided_); !s.ok()) return s;
   }
@@ -257,7 +280,7 @@ absl::StatusOr<StepRouting> RoutedAttention::EndStep(const StepBatch& batch) {
   if (controller_ != nullptr) controller_->AddCosts(NeedsOdds(batch), costs);
   StepRouting routing = CountRouting({.layers = shape_.layers,
                                       .heads = shape_.heads,
-                                      .sequences = batch.rows().sequences,
+                                      .sequences = batch.plan_sequences(),
                                       .costs = costs,
                                       .position = batch.positions(),
                                       .far_end = batch.far_ends(),

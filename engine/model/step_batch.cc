@@ -22,13 +22,22 @@ std::int32_t NearBegin(std::int32_t position, int window, bool exact) {
   return exact ? first : first / kBlockTokens * kBlockTokens;
 }
 
+std::int64_t PaddedSize(std::int64_t count, std::int64_t most) {
+  std::int64_t size = (count + 7) / 8 * 8;
+  if (count <= 4) size = count <= 2 ? count : 4;
+  return size > most ? count : size;
+}
+
 absl::StatusOr<std::unique_ptr<StepBatch>> StepBatch::Create(const StepBatchLimits& limits,
                                                              Device& device) {
   std::unique_ptr<StepBatch> batch(new StepBatch(limits, device));
   const std::int64_t blocks_per_sequence = (limits.max_context + kBlockTokens - 1) / kBlockTokens;
+  const std::int64_t sequences =
+      limits.padded ? PaddedSize(limits.max_sequences, limits.max_rows) : limits.max_sequences;
   const std::int64_t words = std::int64_t{limits.max_rows} * (limits.linear_all ? 8 : 7) +
-                             (limits.max_rows + 3) / 4 + 4 * (limits.max_sequences + 1) +
-                             limits.max_logit_rows + limits.max_sequences * blocks_per_sequence;
+                             (limits.max_rows + 3) / 4 + 4 * (sequences + 1) +
+                             limits.max_logit_rows + limits.max_sequences * blocks_per_sequence +
+                             (sequences - limits.max_sequences);
   absl::StatusOr<Buffer> buffer =
       device.Allocate(static_cast<std::size_t>(words) * sizeof(std::int32_t));
   if (!buffer.ok()) return buffer.status();
@@ -128,6 +137,44 @@ void StepBatch::FillRows(const StepPlan& plan) {
   }
 }
 
+// How much padding the step gets.
+void StepBatch::Size(const StepPlan& plan) {
+  plan_rows_ = padded_rows_ = static_cast<std::int64_t>(plan.tokens.size());
+  plan_sequences_ = static_cast<int>(plan.sequences.size());
+  logit_count_ = padded_logits_ = static_cast<int>(plan.logit_rows.size());
+  best_count_ = padded_best_ = static_cast<int>(plan.best_rows.size());
+  if (!limits_.padded || plan_rows_ != plan_sequences_ || !plan.shadow_rows.empty()) return;
+  padded_rows_ = PaddedSize(plan_rows_, limits_.max_rows);
+  const int logits = static_cast<int>(PaddedSize(logit_count_, limits_.max_logit_rows));
+  const int best = static_cast<int>(PaddedSize(best_count_, limits_.max_logit_rows));
+  if (logits + best > limits_.max_logit_rows) return;
+  padded_logits_ = logits;
+  padded_best_ = best;
+}
+
+// Sequences of one token each, all in the spare block: they write the same there, and read no more.
+void StepBatch::PadRows() {
+  for (auto row = static_cast<std::int32_t>(plan_rows_); row < padded_rows_; ++row) {
+    position_.push_back(0);
+    sequence_.push_back(row);
+    near_begin_.push_back(0);
+    far_end_.push_back(0);
+    linear_end_.push_back(LinearEnd(0));
+    row_begin_.push_back(row + 1);
+    blocks_.push_back(static_cast<std::int32_t>(limits_.blocks));
+    table_begin_.push_back(static_cast<std::int32_t>(blocks_.size()));
+    state_slot_.push_back(limits_.state_slots);
+    state_end_.push_back(0);
+  }
+}
+
+template <typename T>
+std::vector<T> StepBatch::Padded(const std::vector<T>& rows, const T& with) const {
+  std::vector<T> padded = rows;
+  padded.resize(static_cast<std::size_t>(padded_rows_), with);
+  return padded;
+}
+
 // Puts an array behind those that are there, at a whole word; returns its offset in bytes.
 template <typename T>
 std::size_t StepBatch::Place(const std::vector<T>& values) {
@@ -156,23 +203,33 @@ void StepBatch::PlacePolicies(const std::vector<RoutePolicy>& policy) {
   offset_eta_ = Place(eta_);
 }
 
+// The wanted rows of the head, padded with the first row.
+void StepBatch::PlaceHead(const StepPlan& plan) {
+  std::vector<std::int32_t> rows = plan.logit_rows;
+  rows.resize(static_cast<std::size_t>(padded_logits_));
+  rows.insert(rows.end(), plan.best_rows.begin(), plan.best_rows.end());
+  rows.resize(static_cast<std::size_t>(head_count()));
+  offset_head_ = Place(rows);
+}
+
 std::string StepBatch::shape() const {
-  if (rows_.tokens != rows_.sequences || !shadow_rows_.empty()) return {};
-  return absl::StrCat(rows_.tokens, " rows, ", logit_count_, " with logits, ", best_count_,
+  if (plan_rows_ != plan_sequences_ || !shadow_rows_.empty()) return {};
+  return absl::StrCat(padded_rows_, " rows, ", padded_logits_, " with logits, ", padded_best_,
                       " with the best one", needs_controller_ ? ", routed" : "");
 }
 
 absl::Status StepBatch::Load(const StepPlan& plan, Stream& stream) {
   if (absl::Status s = Check(plan); !s.ok()) return s;
+  Size(plan);
   FillRows(plan);
+  PadRows();
   shadow_rows_ = plan.shadow_rows;
   staging_.clear();
-  offset_tokens_ = Place(plan.tokens);
-  offset_head_ = Place(plan.logit_rows);
-  Place(plan.best_rows);  // right behind
-  PlacePolicies(plan.policy);
-  rows_ = {.tokens = static_cast<std::int64_t>(plan.tokens.size()),
-           .sequences = static_cast<int>(plan.sequences.size()),
+  offset_tokens_ = Place(Padded(plan.tokens, std::int32_t{0}));
+  PlaceHead(plan);
+  PlacePolicies(Padded(plan.policy, RoutePolicy{.route = Route::kLocal}));
+  rows_ = {.tokens = padded_rows_,
+           .sequences = plan_sequences_ + static_cast<int>(padded_rows_ - plan_rows_),
            .position = {&arrays_, Place(position_)},
            .sequence = {&arrays_, Place(sequence_)},
            .row_begin = {&arrays_, Place(row_begin_)},
@@ -187,8 +244,6 @@ absl::Status StepBatch::Load(const StepPlan& plan, Stream& stream) {
   rows_.state_end = {&arrays_, Place(state_end_)};
   rows_.blocks = {&arrays_,
                   Place(blocks_)};  // last: steps of equal shape have all else in one place
-  logit_count_ = static_cast<int>(plan.logit_rows.size());
-  best_count_ = static_cast<int>(plan.best_rows.size());
   device_->CopyIn(staging_.data(), View{&arrays_}, staging_.size() * sizeof(std::int32_t), stream);
   return absl::OkStatus();
 }

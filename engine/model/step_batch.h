@@ -30,7 +30,15 @@ struct StepBatchLimits {
   bool linear_all = false;    // linear attention reads every position
   // Of linear states, snapshots included; 0: there is no controller, plans may not ask for one.
   int state_slots = 0;
+  // Steps of one row a sequence get inert rows up to the next of a few sizes, so that fewer shapes
+  // come and each more often. They work in block `blocks` and state slot `state_slots`, which no
+  // plan names: there must be one more of both.
+  bool padded = false;
 };
+
+// The size that `count` rows are padded to: 0, 1, 2, 4, 8, then multiples of 8; `count` itself
+// where that is more than `most`.
+std::int64_t PaddedSize(std::int64_t count, std::int64_t most);
 
 // First position of the near window of position t, window w: of a whole block (design section 3:
 // a(t)), or exactly t - w + 1.
@@ -44,16 +52,21 @@ class StepBatch {
   // INVALID_ARGUMENT when the plan exceeds the limits (names which); nothing is changed then.
   [[nodiscard]] absl::Status Load(const StepPlan& plan, Stream& stream);
 
-  const AttentionRows& rows() const { return rows_; }
+  const AttentionRows& rows() const { return rows_; }  // padding included, behind the plan's rows
+  std::int64_t plan_rows() const { return plan_rows_; }
+  int plan_sequences() const { return plan_sequences_; }
   View token_ids() const { return View{&arrays_, offset_tokens_}; }  // [T] i32
   // Rows whose logits are computed: those of which all are wanted, then those of which the best is.
   View head_rows() const { return View{&arrays_, offset_head_}; }      // [n] i32
   View route() const { return View{&arrays_, offset_route_}; }         // [T] u8
   View cost_weight() const { return View{&arrays_, offset_weight_}; }  // [T] f32
   View eta() const { return View{&arrays_, offset_eta_}; }             // [T] f32
+  int head_count() const { return padded_logits_ + padded_best_; }     // n, padding included
+  // Of both kinds: those that the plan wants, and how many there are with padding behind them.
   int logit_count() const { return logit_count_; }
   int best_count() const { return best_count_; }
-  int head_count() const { return logit_count_ + best_count_; }  // n
+  int padded_logits() const { return padded_logits_; }
+  int padded_best() const { return padded_best_; }
   // Steps of equal shape differ in nothing but the contents of these arrays. Empty: not worth to be
   // told apart, because such a step hardly comes again (some sequence has several rows, or rows are
   // shadowed).
@@ -61,15 +74,15 @@ class StepBatch {
   // Some row is routed or linear, so that odds and decisions are needed.
   bool needs_controller() const { return needs_controller_; }
 
-  // Host copies, for counting what was read.
-  std::span<const std::int32_t> positions() const { return position_; }
-  std::span<const std::int32_t> far_ends() const { return far_end_; }
-  std::span<const std::int32_t> linear_ends() const { return linear_end_; }
-  std::span<const std::int32_t> sequences() const { return sequence_; }
+  // Host copies of the plan's rows, for counting what was read.
+  std::span<const std::int32_t> positions() const { return OfPlan(position_); }
+  std::span<const std::int32_t> far_ends() const { return OfPlan(far_end_); }
+  std::span<const std::int32_t> linear_ends() const { return OfPlan(linear_end_); }
+  std::span<const std::int32_t> sequences() const { return OfPlan(sequence_); }
   std::span<const std::int32_t> shadow_rows() const { return shadow_rows_; }
   std::span<const std::uint64_t> requests() const { return request_; }
   std::span<const std::uint8_t> eligible() const { return eligible_; }
-  std::span<const std::uint8_t> routed() const { return routed_; }  // 1: the controller decides
+  std::span<const std::uint8_t> routed() const { return OfPlan(routed_); }  // 1: the controller's
 
  private:
   StepBatch(const StepBatchLimits& limits, Device& device) : limits_(limits), device_(&device) {}
@@ -79,7 +92,16 @@ class StepBatch {
   StepBatchLimits limits_;
   Device* device_;
   std::int32_t LinearEnd(std::int32_t position) const;
+  template <typename T>
+  std::span<const T> OfPlan(const std::vector<T>& rows) const {
+    return std::span<const T>(rows).first(static_cast<std::size_t>(plan_rows_));
+  }
+  void Size(const StepPlan& plan);
   void FillRows(const StepPlan& plan);
+  void PadRows();
+  void PlaceHead(const StepPlan& plan);
+  template <typename T>
+  std::vector<T> Padded(const std::vector<T>& rows, const T& with) const;
   template <typename T>
   std::size_t Place(const std::vector<T>& values);
   void PlacePolicies(const std::vector<RoutePolicy>& policy);
@@ -95,7 +117,9 @@ class StepBatch {
   AttentionRows rows_;
   std::size_t offset_tokens_ = 0, offset_head_ = 0;
   std::size_t offset_route_ = 0, offset_weight_ = 0, offset_eta_ = 0;
-  int logit_count_ = 0, best_count_ = 0;
+  std::int64_t plan_rows_ = 0, padded_rows_ = 0;
+  int plan_sequences_ = 0;
+  int logit_count_ = 0, best_count_ = 0, padded_logits_ = 0, padded_best_ = 0;
   bool needs_controller_ = false;
 };
 

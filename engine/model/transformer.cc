@@ -130,6 +130,7 @@ class DenseTransformer final : public Transformer {
   Weights weights_;
   Scratch scratch_;
   std::unique_ptr<Stream> stream_;
+  bool padded_ = false;  // steps worth recording, see StepBatchLimits
   std::unique_ptr<StepBatch> batch_;
   std::unique_ptr<MetaController> controller_;  // null: routes are forced
   std::unique_ptr<RoutedAttention> attention_;
@@ -144,6 +145,7 @@ absl::Status DenseTransformer::Init(const Checkpoint& checkpoint) {
   absl::StatusOr<std::unique_ptr<Stream>> stream = kernels_.device().NewStream();
   if (!stream.ok()) return stream.status();
   stream_ = *std::move(stream);
+  padded_ = stream_->records() && !perturbation_.active();
   absl::StatusOr<Weights> weights = Weights::Load(checkpoint, config_, slice_, kernels_);
   if (!weights.ok()) return weights.status();
   weights_ = *std::move(weights);
@@ -159,7 +161,8 @@ absl::Status DenseTransformer::Init(const Checkpoint& checkpoint) {
       .sinks = options_.sinks,
       .exact_window = controller != nullptr && controller->spec().exact_window,
       .linear_all = controller != nullptr && controller->spec().linear_all,
-      .state_slots = controller == nullptr ? 0 : StateSlots(options_)};
+      .state_slots = controller == nullptr ? 0 : StateSlots(options_),
+      .padded = padded_};
   absl::StatusOr<std::unique_ptr<StepBatch>> batch = StepBatch::Create(limits, kernels_.device());
   if (!batch.ok()) return batch.status();
   batch_ = *std::move(batch);
@@ -169,14 +172,16 @@ absl::Status DenseTransformer::Init(const Checkpoint& checkpoint) {
 
 absl::Status DenseTransformer::MakeAttention() {
   if (options_.controller != nullptr) {
-    absl::StatusOr<std::unique_ptr<MetaController>> controller =
-        MetaController::Create(*options_.controller, config_, slice_,
-                               {options_.max_batch_tokens, StateSlots(options_)}, kernels_);
+    absl::StatusOr<std::unique_ptr<MetaController>> controller = MetaController::Create(
+        *options_.controller, config_, slice_,
+        {options_.max_batch_tokens, StateSlots(options_) + (padded_ ? 1 : 0)}, kernels_);
     if (!controller.ok()) return controller.status();
     controller_ = *std::move(controller);
   }
-  absl::StatusOr<std::unique_ptr<RoutedAttention>> attention = RoutedAttention::Create(
-      config_, AttentionShape(config_, slice_, options_), controller_.get(), kernels_);
+  RoutedAttentionShape shape = AttentionShape(config_, slice_, options_);
+  shape.blocks += padded_ ? 1 : 0;
+  absl::StatusOr<std::unique_ptr<RoutedAttention>> attention =
+      RoutedAttention::Create(config_, shape, controller_.get(), kernels_);
   if (!attention.ok()) return attention.status();
   attention_ = *std::move(attention);
   options_.controller = nullptr;  // only lent for this
@@ -287,7 +292,7 @@ absl::Status DenseTransformer::ComputeOrRepeat() {
 // Logits of the wanted rows, and which is the largest where no more is wanted; with several ranks
 // all of it on rank 0.
 absl::Status DenseTransformer::ComputeHead() {
-  const int count = batch_->head_count(), logits = batch_->logit_count();
+  const int count = batch_->head_count(), logits = batch_->padded_logits();
   if (count == 0) return absl::OkStatus();
   kernels_.Norm({{&scratch_.residual},
                  {&scratch_.delta},
@@ -303,7 +308,7 @@ absl::Status DenseTransformer::ComputeHead() {
   kernels_.Linear({&weights_.output(), {&scratch_.picked}, {}, {&scratch_.logits}, count},
                   *stream_);
   const View behind = {&scratch_.logits, static_cast<std::size_t>(logits * widths_.vocab) * 4};
-  kernels_.ArgMax({behind, {&scratch_.best}, batch_->best_count(), widths_.vocab}, *stream_);
+  kernels_.ArgMax({behind, {&scratch_.best}, batch_->padded_best(), widths_.vocab}, *stream_);
   return comm_.size() == 1 ? absl::OkStatus() : GatherHead();
 }
 
@@ -312,29 +317,41 @@ absl::Status DenseTransformer::GatherHead() {
   if (batch_->logit_count() > 0) {
     std::vector<std::int64_t> sizes;
     for (const Slice& s : slices_) {
-      sizes.push_back(batch_->logit_count() * (s.vocab_end - s.vocab_begin));
+      sizes.push_back(batch_->padded_logits() * (s.vocab_end - s.vocab_begin));
     }
     const View all = root ? View{&scratch_.all_logits} : View{};
     if (absl::Status s = comm_.GatherV({&scratch_.logits}, all, sizes, 0, *stream_); !s.ok())
       return s;
   }
   if (batch_->best_count() == 0) return absl::OkStatus();
-  const std::vector<std::int64_t> sizes(slices_.size(), batch_->best_count() * kLargestValues);
+  const std::vector<std::int64_t> sizes(slices_.size(), batch_->padded_best() * kLargestValues);
   const View all = root ? View{&scratch_.all_best} : View{};
   return comm_.GatherV({&scratch_.best}, all, sizes, 0, *stream_);
 }
 
-// On rank 0: enqueues the copies of what TakeHead reads.
+// On rank 0: enqueues the copies of what TakeHead reads: of each rank the wanted rows.
 void DenseTransformer::CopyHead() {
   const bool root = comm_.rank() == 0, several = comm_.size() > 1;
-  const auto logits = static_cast<std::size_t>(batch_->logit_count() * config_.vocab);
-  host_logits_.resize(root ? logits : 0);
-  host_best_.resize(root ? static_cast<std::size_t>(batch_->best_count() * comm_.size()) : 0);
+  const auto logits = static_cast<std::size_t>(batch_->logit_count());
+  const auto best = static_cast<std::size_t>(batch_->best_count());
+  host_logits_.resize(root ? logits * static_cast<std::size_t>(config_.vocab) : 0);
+  host_best_.resize(root ? best * slices_.size() : 0);
+  if (!root) return;
   Device& device = kernels_.device();
-  device.CopyOut({several ? &scratch_.all_logits : &scratch_.logits}, host_logits_.data(),
-                 host_logits_.size() * sizeof(float), *stream_);
-  device.CopyOut({several ? &scratch_.all_best : &scratch_.best}, host_best_.data(),
-                 host_best_.size() * sizeof(Largest), *stream_);
+  float* to_logits = host_logits_.data();
+  Largest* to_best = host_best_.data();
+  std::size_t from_logits = 0, from_best = 0;
+  for (const Slice& s : slices_) {
+    const auto width = static_cast<std::size_t>(s.vocab_end - s.vocab_begin);
+    device.CopyOut({several ? &scratch_.all_logits : &scratch_.logits, from_logits}, to_logits,
+                   logits * width * sizeof(float), *stream_);
+    device.CopyOut({several ? &scratch_.all_best : &scratch_.best, from_best}, to_best,
+                   best * sizeof(Largest), *stream_);
+    to_logits += logits * width;
+    to_best += best;
+    from_logits += static_cast<std::size_t>(batch_->padded_logits()) * width * sizeof(float);
+    from_best += static_cast<std::size_t>(batch_->padded_best()) * sizeof(Largest);
+  }
 }
 
 // After the stream was waited for.
