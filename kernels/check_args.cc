@@ -15,6 +15,8 @@ namespace {
 
 constexpr int kMaxHeadDim = 256;
 
+int Bytes(DType dtype) { return static_cast<int>(Info(dtype).block_bytes); }
+
 void CheckOptional(View view, std::int64_t count, int value_bytes, const char* name) {
   if (view) CheckView(view, count, value_bytes, name);
 }
@@ -103,16 +105,16 @@ void CheckArgs(const EmbedArgs& args) {
   CheckView(args.out, args.tokens * args.table->cols(), 4, "out");
 }
 
-void CheckArgs(const NormArgs& args) {
+void CheckArgs(const NormArgs& args, DType activations) {
   CheckView(args.residual, args.tokens * args.dim, 4, "residual");
   CheckOptional(args.delta, args.tokens * args.dim, 4, "delta");
   CheckView(args.weight, args.tokens == 0 ? 0 : args.dim, 4, "weight");
-  CheckView(args.out, args.tokens * args.dim, 4, "out");
+  CheckView(args.out, args.tokens * args.dim, Bytes(activations), "out");
 }
 
-void CheckArgs(const LinearArgs& args) {
+void CheckArgs(const LinearArgs& args, DType activations) {
   METATTN_CHECK(args.weight != nullptr, "linear without a weight");
-  CheckView(args.x, args.tokens * args.weight->cols(), 4, "x");
+  CheckView(args.x, args.tokens * args.weight->cols(), Bytes(activations), "x");
   CheckOptional(args.bias, args.weight->rows(), 4, "bias");
   CheckView(args.out, args.tokens * args.weight->rows(), 4, "out");
 }
@@ -191,7 +193,7 @@ void CheckArgs(const FarLinearArgs& args) {
   CheckPartial(args.partial, tokens, heads, d);
 }
 
-void CheckArgs(const ControlArgs& args) {
+void CheckArgs(const ControlArgs& args, DType activations) {
   CheckRows(args.rows);
   METATTN_CHECK(args.heads >= 0 && args.group >= 0 && args.width >= 0,
                 absl::StrFormat("controller of %d heads of %d, width %d", args.heads, args.group,
@@ -209,7 +211,7 @@ void CheckArgs(const ControlArgs& args) {
   }
   if (args.features == ControlFeatures::kPaper) {
     METATTN_CHECK(args.dim > 0 && args.last_position > 0, "no scale for the paper's features");
-    CheckView(args.x, tokens * args.dim, 4, "x");
+    CheckView(args.x, tokens * args.dim, Bytes(activations), "x");
   }
   CheckControlWeights(args, heads, scalars);
   CheckView(args.route, tokens, 1, "route");
@@ -233,20 +235,20 @@ void CheckArgs(const MixArgs& args) {
   CheckView(args.sum, args.tokens * q_heads * args.head_dim, 4, "sum");
 }
 
-void CheckArgs(const NormalizeArgs& args) {
+void CheckArgs(const NormalizeArgs& args, DType activations) {
   CheckPartial(args.partial, args.tokens, args.heads, args.head_dim);
-  CheckView(args.out, args.tokens * args.heads * args.head_dim, 4, "out");
+  CheckView(args.out, args.tokens * args.heads * args.head_dim, Bytes(activations), "out");
 }
 
-void CheckArgs(const SwiGluArgs& args) {
+void CheckArgs(const SwiGluArgs& args, DType activations) {
   CheckView(args.gate_up, args.tokens * 2 * args.dim, 4, "gate_up");
-  CheckView(args.out, args.tokens * args.dim, 4, "out");
+  CheckView(args.out, args.tokens * args.dim, Bytes(activations), "out");
 }
 
-void CheckArgs(const GatherArgs& args) {
+void CheckArgs(const GatherArgs& args, DType activations) {
   METATTN_CHECK(args.dim >= 0, "dim below zero");
   CheckView(args.rows, args.count, 4, "rows");
-  CheckView(args.out, args.count * args.dim, 4, "out");
+  CheckView(args.out, args.count * args.dim, Bytes(activations), "out");
   METATTN_CHECK(args.count * args.dim == 0 || args.x, "x is absent");
 }
 

@@ -10,15 +10,17 @@
 
 #include "kernels/device.h"
 #include "kernels/kernels.h"
+#include "kernels/types.h"
 
 namespace metattn {
 
 // `count` values of `value_bytes` each lie inside the view's buffer. Nothing is needed for 0.
 void CheckView(View view, std::int64_t count, int value_bytes, const char* name);
 
+// activations: the backend's activation_dtype().
 void CheckArgs(const EmbedArgs& args);
-void CheckArgs(const NormArgs& args);
-void CheckArgs(const LinearArgs& args);
+void CheckArgs(const NormArgs& args, DType activations = DType::kF32);
+void CheckArgs(const LinearArgs& args, DType activations = DType::kF32);
 void CheckArgs(const RopeAppendArgs& args);
 void CheckArgs(const ForcedRouteArgs& args);
 void CheckArgs(const CompactArgs& args);
@@ -27,11 +29,11 @@ void CheckArgs(const FarFullArgs& args);
 void CheckArgs(const LinearAbsorbArgs& args);
 void CheckArgs(const LinearOddsArgs& args);
 void CheckArgs(const FarLinearArgs& args);
-void CheckArgs(const ControlArgs& args);
+void CheckArgs(const ControlArgs& args, DType activations = DType::kF32);
 void CheckArgs(const MixArgs& args);
-void CheckArgs(const NormalizeArgs& args);
-void CheckArgs(const SwiGluArgs& args);
-void CheckArgs(const GatherArgs& args);
+void CheckArgs(const NormalizeArgs& args, DType activations = DType::kF32);
+void CheckArgs(const SwiGluArgs& args, DType activations = DType::kF32);
+void CheckArgs(const GatherArgs& args, DType activations = DType::kF32);
 void CheckArgs(const ArgMaxArgs& args);
 
 // What Pack demands of its parts.

@@ -4,14 +4,14 @@
 // Bodies: kernels/ref (plain loops: the definition of correct), kernels/cpu (SIMD chosen at start),
 // kernels/cuda. Every op is enqueued on the given stream; shapes are checked by CHECK (a wrong
 // shape is our own bug, files and requests are checked long before). Sizes of zero (no rows, no
-// heads, empty lists) are allowed everywhere and do nothing. Activations are f32 on CPUs. K and V
-// are stored in pages as bf16 and read only as stored. Ownership: Matrix belongs to the caller and
-// must outlive its use. Thread safety: one caller at a time per instance (a rank has one); an
-// instance may run its own threads. Batch independence: with Options.deterministic each output row
-// depends on its own inputs only, bit for bit, whatever else is in the batch.
+// heads, empty lists) are allowed everywhere and do nothing. K and V are stored in pages as bf16
+// and read only as stored. Ownership: Matrix belongs to the caller and must outlive its use. Thread
+// safety: one caller at a time per instance (a rank has one); an instance may run its own threads.
+// Batch independence: with Options.deterministic each output row depends on its own inputs only,
+// bit for bit, whatever else is in the batch.
 //
 // Notation: T rows (tokens of the step), D hidden size, H local KV heads, g query heads per KV
-// head, d head size.
+// head, d head size; act: values of the backend's activation_dtype().
 #pragma once
 
 #include <cstdint>
@@ -61,7 +61,7 @@ struct NormArgs {
   View residual;  // [T, D] f32, in and out: residual += delta
   View delta;     // [T, D] f32 or absent
   View weight;    // [D] f32
-  View out;       // [T, D] f32 = residual / sqrt(mean(residual^2) + eps) * weight
+  View out;       // [T, D] act = residual / sqrt(mean(residual^2) + eps) * weight
   std::int64_t tokens = 0;
   std::int64_t dim = 0;
   float eps = 1e-5f;
@@ -69,7 +69,7 @@ struct NormArgs {
 
 struct LinearArgs {
   const Matrix* weight = nullptr;  // [N, K]; K = 0 gives the bias, or zeros
-  View x;                          // [T, K] f32
+  View x;                          // [T, K] act
   View bias;                       // [N] f32 or absent
   View out;                        // [T, N] f32
   std::int64_t tokens = 0;
@@ -133,20 +133,20 @@ struct NormalizeArgs {
   std::int64_t tokens = 0;
   int heads = 0;  // H*g
   int head_dim = 0;
-  View out;  // [T, H*g*d] f32 = o / l
+  View out;  // [T, H*g*d] act = o / l
 };
 
 struct SwiGluArgs {
   View gate_up;  // [T, 2F] f32: gate, then up
-  View out;      // [T, F] f32 = silu(gate) * up
+  View out;      // [T, F] act = silu(gate) * up
   std::int64_t tokens = 0;
   std::int64_t dim = 0;  // F
 };
 
 struct GatherArgs {
-  View x;     // [T, D] f32
+  View x;     // [T, D] act
   View rows;  // [n] i32
-  View out;   // [n, D] f32
+  View out;   // [n, D] act
   std::int64_t count = 0;
   std::int64_t dim = 0;
 };
@@ -176,6 +176,9 @@ class Kernels {
 
   // Bytes of one page: kBlockTokens keys and values of one head, in the backend's own layout.
   virtual std::int64_t PageBytes(int head_dim) const = 0;
+
+  // What matrix products read: f32 or bf16. What they give, and the residual, is f32 everywhere.
+  virtual DType activation_dtype() const { return DType::kF32; }
 
   // Packs W from the parts stacked in order, each with the same number of columns (a multiple of
   // its type's block). Copies: the parts may go afterwards. Quantised parts stay quantised.

@@ -135,7 +135,7 @@ struct ControlArgs {
   Partial near;           // P0; this and the next two for the retrofit features only
   View near_stats;        // [T, H*g, 2] f32, of Near
   View lse_far;           // [T, H*g] f32
-  View x;                 // [T, D] f32; this and the next two for the paper's features only
+  View x;                 // [T, D] act; this and the next two for the paper's features only
   std::int64_t dim = 0;   // D
   int last_position = 0;  // of the longest context there is, > 0
   View scalar_mean;       // [H, N] f32

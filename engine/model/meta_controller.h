@@ -41,7 +41,7 @@ class MetaController {
   struct Inputs {
     const StepBatch* batch = nullptr;
     PageTable pages;
-    View x;           // [T, D] f32, output of the attention pre-norm
+    View x;           // [T, D] act, output of the attention pre-norm
     View q;           // [T, H*g, d] f32
     Partial near;     // P0
     View near_stats;  // [T, H*g, 2] f32

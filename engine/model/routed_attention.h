@@ -49,8 +49,8 @@ class RoutedAttention {
 
   // Before the first layer; an error of the decision source.
   [[nodiscard]] absl::Status BeginStep(const StepBatch& batch, Stream& stream);
-  // x: [T, D] f32, what QKV read; qkv: [T, (H*g + 2H) * d] f32; out: [T, H*g*d] f32. Layers in
-  // order, each once a step.
+  // x: [T, D] act (kernels.h), what QKV read; qkv: [T, (H*g + 2H) * d] f32; out: [T, H*g*d] act.
+  // Layers in order, each once a step.
   struct Io {
     View x, qkv, out;
   };

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "absl/strings/str_format.h"
 #include "engine/formats/status_macros.h"
@@ -32,25 +33,40 @@ std::int64_t ShadowCheck::Bytes(const ShadowShape& s) {
          std::int64_t{s.layers} * s.max_picked * width * 8;
 }
 
+std::size_t ShadowCheck::ActBytes(std::int64_t values) const {
+  return static_cast<std::size_t>(BytesFor(kernels_->activation_dtype(), values));
+}
+
+double ShadowCheck::Value(const std::vector<std::byte>& activations, std::size_t index) const {
+  if (kernels_->activation_dtype() == DType::kBF16) {
+    std::uint16_t value;
+    std::memcpy(&value, activations.data() + index * sizeof value, sizeof value);
+    return Bf16ToF32(value);
+  }
+  float value;
+  std::memcpy(&value, activations.data() + index * sizeof value, sizeof value);
+  return value;
+}
+
 absl::Status ShadowCheck::Allocate() {
   const std::int64_t q_heads = std::int64_t{shape_.heads} * shape_.group;
   const std::int64_t kept = std::int64_t{shape_.layers} * shape_.max_picked * width();
+  const auto words = [](std::int64_t values) { return static_cast<std::size_t>(values) * 4; };
   const struct {
     Buffer* buffer;
-    std::int64_t values;
+    std::size_t bytes;
   } wanted[] = {
-      {&o_, shape_.max_rows * width()},
-      {&m_, shape_.max_rows * q_heads},
-      {&l_, shape_.max_rows * q_heads},
-      {&out_, shape_.max_rows * width()},
-      {&rows_, std::int64_t{shape_.heads} * shape_.max_rows},
-      {&counts_, shape_.heads},
-      {&full_, kept},
-      {&routed_, kept},
+      {&o_, words(shape_.max_rows * width())},
+      {&m_, words(shape_.max_rows * q_heads)},
+      {&l_, words(shape_.max_rows * q_heads)},
+      {&out_, ActBytes(shape_.max_rows * width())},
+      {&rows_, words(std::int64_t{shape_.heads} * shape_.max_rows)},
+      {&counts_, words(shape_.heads)},
+      {&full_, ActBytes(kept)},
+      {&routed_, ActBytes(kept)},
   };
   for (const auto& w : wanted) {
-    METATTN_ASSIGN_OR_RETURN(*w.buffer,
-                             kernels_->device().Allocate(static_cast<std::size_t>(w.values) * 4));
+    METATTN_ASSIGN_OR_RETURN(*w.buffer, kernels_->device().Allocate(w.bytes));
   }
   return absl::OkStatus();
 }
@@ -80,8 +96,7 @@ void ShadowCheck::Keep(const StepBatch& batch, View from, const Buffer& to, int 
                        Stream& stream) const {
   const auto picked = static_cast<std::int64_t>(batch.shadow_rows().size());
   const std::int64_t place = layer * picked * width();
-  kernels_->Gather(
-      {from, View{&rows_}, {&to, static_cast<std::size_t>(place) * 4}, picked, width()}, stream);
+  kernels_->Gather({from, View{&rows_}, {&to, ActBytes(place)}, picked, width()}, stream);
 }
 
 void ShadowCheck::Full(int layer, const StepBatch& batch, const NearArgs& near, Stream& stream) {
@@ -106,12 +121,12 @@ void ShadowCheck::Routed(int layer, const StepBatch& batch, View out, Stream& st
 }
 
 void ShadowCheck::CopyOut(const StepBatch& batch, Stream& stream) {
-  const std::size_t picked = batch.shadow_rows().size();
-  host_full_.resize(static_cast<std::size_t>(shape_.layers * width()) * picked);
+  const auto picked = static_cast<std::int64_t>(batch.shadow_rows().size());
+  host_full_.resize(ActBytes(shape_.layers * width() * picked));
   host_routed_.resize(host_full_.size());
   Device& device = kernels_->device();
-  device.CopyOut(View{&full_}, host_full_.data(), host_full_.size() * 4, stream);
-  device.CopyOut(View{&routed_}, host_routed_.data(), host_routed_.size() * 4, stream);
+  device.CopyOut(View{&full_}, host_full_.data(), host_full_.size(), stream);
+  device.CopyOut(View{&routed_}, host_routed_.data(), host_routed_.size(), stream);
 }
 
 std::vector<ShadowErrors> ShadowCheck::EndStep(const StepBatch& batch) const {
@@ -126,8 +141,9 @@ std::vector<ShadowErrors> ShadowCheck::EndStep(const StepBatch& batch) const {
     for (std::size_t i = 0; i < picked; ++i) {
       double difference = 0, magnitude = 0;
       for (std::size_t end = at + row; at < end; ++at) {
-        difference += std::pow(static_cast<double>(host_routed_[at]) - host_full_[at], 2);
-        magnitude += std::pow(static_cast<double>(host_full_[at]), 2);
+        const double full = Value(host_full_, at);
+        difference += std::pow(Value(host_routed_, at) - full, 2);
+        magnitude += full * full;
       }
       layer.Note(magnitude > 0 ? std::sqrt(difference / magnitude) : 0);
     }

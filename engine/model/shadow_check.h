@@ -46,7 +46,7 @@ class ShadowCheck {
   [[nodiscard]] absl::Status BeginStep(const StepBatch& batch, Stream& stream);
   // After the near partial, before anything is merged into it.
   void Full(int layer, const StepBatch& batch, const NearArgs& near, Stream& stream);
-  // After the layer's attention; out: [T, H*g*d] f32.
+  // After the layer's attention; out: [T, H*g*d] act (kernels.h).
   void Routed(int layer, const StepBatch& batch, View out, Stream& stream);
   // Enqueues the copy of what EndStep counts.
   void CopyOut(const StepBatch& batch, Stream& stream);
@@ -58,15 +58,18 @@ class ShadowCheck {
   absl::Status Allocate();
   void Keep(const StepBatch& batch, View from, const Buffer& to, int layer, Stream& stream) const;
   std::int64_t width() const { return std::int64_t{shape_.heads} * shape_.group * shape_.head_dim; }
+  std::size_t ActBytes(std::int64_t values) const;
+  // A value of an array of activations that was copied to the host.
+  double Value(const std::vector<std::byte>& activations, std::size_t index) const;
 
   ShadowShape shape_;
   Kernels* kernels_;
   std::vector<std::int32_t> staging_;
   Buffer o_, m_, l_;      // a second partial triple
-  Buffer out_;            // [T, H*g*d] f32
+  Buffer out_;            // [T, H*g*d] act
   Buffer rows_, counts_;  // work list: the picked rows for every KV head
-  Buffer full_, routed_;  // [layers, picked, H*g*d] f32
-  std::vector<float> host_full_, host_routed_;
+  Buffer full_, routed_;  // [layers, picked, H*g*d] act
+  std::vector<std::byte> host_full_, host_routed_;
 };
 
 }  // namespace metattn

@@ -22,17 +22,19 @@ using Clock = std::chrono::steady_clock;
 
 constexpr std::int64_t kLargestValues = sizeof(Largest) / sizeof(float);  // as it travels
 
-// Activations of the largest step, [rows, width] f32 each.
+// Activations of the largest step, [rows, width] each: f32, or what products read (act).
 struct Scratch {
-  Buffer residual, hidden, delta;  // D
-  Buffer qkv;                      // (H*g + 2H) * d
-  Buffer attention;                // H*g*d
-  Buffer gate_up, ffn;             // 2F, F
-  Buffer picked;                   // D, rows of the logits
-  Buffer logits;                   // V of this rank
-  Buffer best;                     // Largest of this rank's logits
-  Buffer all_logits;               // rank 0 of several: V
-  Buffer all_best;                 // rank 0 of several: a Largest of each rank
+  Buffer residual, delta;  // D
+  Buffer hidden;           // D act
+  Buffer qkv;              // (H*g + 2H) * d
+  Buffer attention;        // H*g*d act
+  Buffer gate_up;          // 2F
+  Buffer ffn;              // F act
+  Buffer picked;           // D act, rows of the logits
+  Buffer logits;           // V of this rank
+  Buffer best;             // Largest of this rank's logits
+  Buffer all_logits;       // rank 0 of several: V
+  Buffer all_best;         // rank 0 of several: a Largest of each rank
 };
 
 struct Widths {
@@ -191,26 +193,29 @@ absl::Status DenseTransformer::MakeAttention() {
 absl::Status DenseTransformer::AllocateScratch() {
   const std::int64_t rows = options_.max_batch_tokens, picked = options_.max_logit_rows;
   const bool gathers = comm_.rank() == 0 && comm_.size() > 1;
+  constexpr DType kWide = DType::kF32;
+  const DType act = kernels_.activation_dtype();
   const struct {
     Buffer* buffer;
     std::int64_t values;
+    DType dtype;
   } wanted[] = {
-      {&scratch_.residual, rows * config_.hidden},
-      {&scratch_.hidden, rows * config_.hidden},
-      {&scratch_.delta, rows * config_.hidden},
-      {&scratch_.qkv, rows * widths_.qkv},
-      {&scratch_.attention, rows * widths_.attention},
-      {&scratch_.gate_up, rows * 2 * widths_.ffn},
-      {&scratch_.ffn, rows * widths_.ffn},
-      {&scratch_.picked, picked * config_.hidden},
-      {&scratch_.logits, picked * widths_.vocab},
-      {&scratch_.best, picked * kLargestValues},
-      {&scratch_.all_logits, gathers ? picked * config_.vocab : 0},
-      {&scratch_.all_best, gathers ? picked * kLargestValues * comm_.size() : 0},
+      {&scratch_.residual, rows * config_.hidden, kWide},
+      {&scratch_.hidden, rows * config_.hidden, act},
+      {&scratch_.delta, rows * config_.hidden, kWide},
+      {&scratch_.qkv, rows * widths_.qkv, kWide},
+      {&scratch_.attention, rows * widths_.attention, act},
+      {&scratch_.gate_up, rows * 2 * widths_.ffn, kWide},
+      {&scratch_.ffn, rows * widths_.ffn, act},
+      {&scratch_.picked, picked * config_.hidden, act},
+      {&scratch_.logits, picked * widths_.vocab, kWide},
+      {&scratch_.best, picked * kLargestValues, kWide},
+      {&scratch_.all_logits, gathers ? picked * config_.vocab : 0, kWide},
+      {&scratch_.all_best, gathers ? picked * kLargestValues * comm_.size() : 0, kWide},
   };
   for (const auto& w : wanted) {
     absl::StatusOr<Buffer> buffer =
-        kernels_.device().Allocate(static_cast<std::size_t>(w.values) * 4);
+        kernels_.device().Allocate(static_cast<std::size_t>(BytesFor(w.dtype, w.values)));
     if (!buffer.ok()) return buffer.status();
     *w.buffer = *std::move(buffer);
   }

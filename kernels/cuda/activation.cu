@@ -14,12 +14,14 @@ __global__ void SwiGluKernel(SwiGluParams p) {
   if (i >= p.tokens * p.dim) return;
   const std::int64_t t = i / p.dim, column = i % p.dim;
   const float gate = p.gate_up[t * 2 * p.dim + column];
-  p.out[i] = gate / (1.0F + expf(-gate)) * p.gate_up[t * 2 * p.dim + p.dim + column];
+  const float up = p.gate_up[t * 2 * p.dim + p.dim + column];
+  p.out[i] = __float2bfloat16(gate / (1.0F + expf(-gate)) * up);
 }
 
 __global__ void NormalizeKernel(NormalizeParams p) {
   const std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (i < p.rows * p.head_dim) p.out[i] = p.partial.o[i] / p.partial.l[i / p.head_dim];
+  if (i >= p.rows * p.head_dim) return;
+  p.out[i] = __float2bfloat16(p.partial.o[i] / p.partial.l[i / p.head_dim]);
 }
 
 dim3 BlocksFor(std::int64_t values) {

@@ -52,7 +52,7 @@ GPU_INLINE float RetrofitScalar(const ControlParams& p, std::int64_t row, int he
 GPU_INLINE float NormOf(const ControlParams& p, std::int64_t row) {
   float squares = 0;
   for (std::int64_t i = gpu::lane_index(); i < p.dim; i += gpu::kWarpLanes) {
-    const float x = p.x[row * p.dim + i];
+    const float x = __bfloat162float(p.x[row * p.dim + i]);
     squares += x * x;
   }
   return sqrtf(gpu::warp_sum(squares) / static_cast<float>(p.dim));

@@ -67,11 +67,11 @@ void CudaKernels::Embed(const EmbedArgs& args, Stream& stream) {
 }
 
 void CudaKernels::Norm(const NormArgs& args, Stream& stream) {
-  CheckArgs(args);
+  CheckArgs(args, activation_dtype());
   const NormParams p = {args.residual.As<float>(),
                         args.delta.As<float>(),
                         args.weight.As<float>(),
-                        args.out.As<float>(),
+                        args.out.As<__nv_bfloat16>(),
                         args.tokens,
                         args.dim,
                         args.eps};
@@ -79,11 +79,11 @@ void CudaKernels::Norm(const NormArgs& args, Stream& stream) {
 }
 
 void CudaKernels::Linear(const LinearArgs& args, Stream& stream) {
-  CheckArgs(args);
+  CheckArgs(args, activation_dtype());
   const auto& matrix = static_cast<const CudaMatrix&>(*args.weight);
   for (const auto& part : matrix.parts()) {
     const LinearParams p = {
-        part.weight,           part.first_row,       matrix.rows(), args.x.As<float>(),
+        part.weight,           part.first_row,       matrix.rows(), args.x.As<__nv_bfloat16>(),
         args.bias.As<float>(), args.out.As<float>(), args.tokens,   exact_};
     if (Multiply(p, Cuda(stream))) continue;
     Cuda(stream).Note(LaunchLinear(p, Cuda(stream).get()), "linear");
@@ -92,12 +92,8 @@ void CudaKernels::Linear(const LinearArgs& args, Stream& stream) {
 
 bool CudaKernels::Multiply(const LinearParams& p, CudaStream& stream) {
   if (gemm_ == nullptr || p.part.dtype != static_cast<int>(DType::kBF16)) return false;
-  const std::int64_t count = p.tokens * p.part.cols;
-  if (p.tokens < kTensorRows || p.part.rows == 0 || count == 0) return false;
-  if (!Grow(rounded_, count * 2, "x of a product in bf16", stream)) return true;
-  auto* const x = reinterpret_cast<__nv_bfloat16*>(rounded_.data());
-  stream.Note(LaunchRound({p.x, x, count}, stream.get()), "rounding to bf16");
-  return gemm_->Multiply(p, x, stream);
+  if (p.tokens < kTensorRows || p.part.rows == 0 || p.part.cols == 0) return false;
+  return gemm_->Multiply(p, stream);
 }
 
 void CudaKernels::RopeAppend(const RopeAppendArgs& args, Stream& stream) {
@@ -214,7 +210,7 @@ void CudaKernels::FarLinear(const FarLinearArgs& args, Stream& stream) {
 }
 
 void CudaKernels::Control(const ControlArgs& args, Stream& stream) {
-  CheckArgs(args);
+  CheckArgs(args, activation_dtype());
   Cuda(stream).Note(LaunchControl(Resolve(args), Cuda(stream).get()), "control");
 }
 
@@ -234,22 +230,23 @@ void CudaKernels::Mix(const MixArgs& args, Stream& stream) {
 }
 
 void CudaKernels::Normalize(const NormalizeArgs& args, Stream& stream) {
-  CheckArgs(args);
+  CheckArgs(args, activation_dtype());
   const NormalizeParams p = {Resolve(args.partial), args.tokens * args.heads, args.head_dim,
-                             args.out.As<float>()};
+                             args.out.As<__nv_bfloat16>()};
   Cuda(stream).Note(LaunchNormalize(p, Cuda(stream).get()), "normalize");
 }
 
 void CudaKernels::SwiGlu(const SwiGluArgs& args, Stream& stream) {
-  CheckArgs(args);
-  const SwiGluParams p = {args.gate_up.As<float>(), args.out.As<float>(), args.tokens, args.dim};
+  CheckArgs(args, activation_dtype());
+  const SwiGluParams p = {args.gate_up.As<float>(), args.out.As<__nv_bfloat16>(), args.tokens,
+                          args.dim};
   Cuda(stream).Note(LaunchSwiGlu(p, Cuda(stream).get()), "SwiGLU");
 }
 
 void CudaKernels::Gather(const GatherArgs& args, Stream& stream) {
-  CheckArgs(args);
-  const GatherParams p = {args.x.As<float>(), args.rows.As<std::int32_t>(), args.out.As<float>(),
-                          args.count, args.dim};
+  CheckArgs(args, activation_dtype());
+  const GatherParams p = {args.x.As<__nv_bfloat16>(), args.rows.As<std::int32_t>(),
+                          args.out.As<__nv_bfloat16>(), args.count, args.dim};
   Cuda(stream).Note(LaunchGather(p, Cuda(stream).get()), "gather");
 }
 

@@ -1,11 +1,12 @@
 // The cuda backend: every op of `Kernels` as kernels on one GPU (CUDA runtime, sm_80 and later).
 //
-// Activations are f32 and sums are taken in f32, in an order that depends on the row alone. Near
-// and FarFull round queries and softmax weights to bf16 for tensor cores; Linear rounds its factors
-// in steps of many rows, unless deterministic: then results are batch independent. Ownership,
-// thread safety and errors as in kernels/kernels.h and cuda_device.h; what fails on the device is
-// reported by the stream's Synchronize. Scratch (linear states at block boundaries, triples of
-// chunks of far spans) grows with the largest step and is kept.
+// What products read is bf16, their results, the residual and all sums are f32, in an order that
+// depends on the row alone. Near and FarFull round queries and softmax weights to bf16 for tensor
+// cores; in steps of many rows Linear rounds decoded weights too and takes some sums in cuBLASLt's
+// order, unless deterministic: then results are batch independent. Ownership, thread safety and
+// errors as in kernels/kernels.h and cuda_device.h; what fails on the device is reported by the
+// stream's Synchronize. Scratch (linear states at block boundaries, triples of chunks of far spans)
+// grows with the largest step and is kept.
 #pragma once
 
 #include <memory>
@@ -28,6 +29,7 @@ class CudaKernels final : public Kernels {
   Device& device() override { return *device_; }
 
   std::int64_t PageBytes(int head_dim) const override;
+  DType activation_dtype() const override { return DType::kBF16; }
   absl::StatusOr<std::unique_ptr<Matrix>> Pack(std::span<const MatrixPart> parts,
                                                std::int64_t cols) override;
 
@@ -63,7 +65,6 @@ class CudaKernels final : public Kernels {
   std::unique_ptr<CudaDevice> device_;
   std::unique_ptr<Stream> loading_;  // weights go up on it
   std::unique_ptr<Gemm> gemm_;       // where a weight has a part in bf16, unless exact
-  Buffer rounded_;                   // x in bf16
   Buffer boundaries_;                // linear states
   Buffer chunks_;                    // triples of far attention
 };

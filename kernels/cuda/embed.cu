@@ -24,8 +24,8 @@ __global__ void EmbedKernel(EmbedParams p) {
 }
 
 __global__ void GatherKernel(GatherParams p) {
-  const float* from = p.x + p.rows[blockIdx.x] * p.dim;
-  float* to = p.out + blockIdx.x * p.dim;
+  const gpu::bf16* from = p.x + p.rows[blockIdx.x] * p.dim;
+  gpu::bf16* to = p.out + blockIdx.x * p.dim;
   for (std::int64_t i = threadIdx.x; i < p.dim; i += kThreads) to[i] = from[i];
 }
 

@@ -90,6 +90,7 @@ cublasStatus_t Gemm::Choose(const Shape& shape, Plan* plan) const {
     Set(calls, cublasLtMatmulPreferenceSetAttribute, preference.get(), attribute, value);
   };
   set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, workspace_.bytes());
+  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, shape.x_alignment);
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, shape.out_alignment);
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, shape.out_alignment);
   if (calls.status() != CUBLAS_STATUS_SUCCESS) return calls.status();
@@ -104,11 +105,16 @@ cublasStatus_t Gemm::Choose(const Shape& shape, Plan* plan) const {
   return asked;
 }
 
-bool Gemm::Multiply(const LinearParams& p, const __nv_bfloat16* x, CudaStream& stream) {
+bool Gemm::Multiply(const LinearParams& p, CudaStream& stream) {
   float* const out = p.out + p.first_row;
   const float* const bias = p.bias == nullptr ? nullptr : p.bias + p.first_row;
-  const Shape shape = {p.part.rows, p.part.cols,    p.tokens,
-                       p.rows,      Alignment(out), bias == nullptr ? 0 : Alignment(bias)};
+  const Shape shape = {p.part.rows,
+                       p.part.cols,
+                       p.tokens,
+                       p.rows,
+                       Alignment(p.x),
+                       Alignment(out),
+                       bias == nullptr ? 0 : Alignment(bias)};
   const cudaStream_t on = stream.get();
   auto found = plans_.find(shape);
   if (found == plans_.end()) {
@@ -130,7 +136,7 @@ bool Gemm::Multiply(const LinearParams& p, const __nv_bfloat16* x, CudaStream& s
     Set(calls, cublasLtMatmulDescSetAttribute, plan.product.get(),
         CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
   }
-  calls(cublasLtMatmul, handle_, plan.product.get(), &one, p.part.data, plan.w.get(), x,
+  calls(cublasLtMatmul, handle_, plan.product.get(), &one, p.part.data, plan.w.get(), p.x,
         plan.x.get(), &zero, out, plan.y.get(), out, plan.y.get(), &plan.algorithm,
         reinterpret_cast<void*>(workspace_.data()), workspace_.bytes(), on);
   if (calls.status() != CUBLAS_STATUS_SUCCESS) {

@@ -34,14 +34,14 @@ class Gemm {
   Gemm(const Gemm&) = delete;
   Gemm& operator=(const Gemm&) = delete;
 
-  // Of a part in bf16 whose data, like x [tokens, cols], begin at multiples of 256 bytes; p.x is
-  // not read. False where cuBLASLt has no algorithm for the shape: nothing was enqueued then.
-  bool Multiply(const LinearParams& p, const __nv_bfloat16* x, CudaStream& stream);
+  // Of a part in bf16 that begins at a multiple of 256 bytes. False where cuBLASLt has no algorithm
+  // for the shape: nothing was enqueued then.
+  bool Multiply(const LinearParams& p, CudaStream& stream);
 
  private:
   struct Shape {
-    std::int64_t rows, cols, tokens, stride;      // stride: between rows of y
-    std::uint32_t out_alignment, bias_alignment;  // bytes; 0: no bias
+    std::int64_t rows, cols, tokens, stride;                   // stride: between rows of y
+    std::uint32_t x_alignment, out_alignment, bias_alignment;  // bytes; 0: no bias
     auto operator<=>(const Shape&) const = default;
   };
   struct Destroy {

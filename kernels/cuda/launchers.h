@@ -17,10 +17,8 @@ namespace metattn::cuda {
 [[nodiscard]] cudaError_t LaunchLinear(const LinearParams& p, cudaStream_t stream);
 // From so many rows on tensor cores make a product: linear.cu reads W once per eight.
 inline constexpr std::int64_t kTensorRows = 16;
-// LaunchLinear's way for many rows: on tensor cores, factors rounded to bf16.
+// LaunchLinear's way for many rows: on tensor cores, W rounded to bf16.
 [[nodiscard]] cudaError_t LaunchLinearMma(const LinearParams& p, cudaStream_t stream);
-// f32 to bf16, before a product by cuBLASLt (gemm.h); no op of its own.
-[[nodiscard]] cudaError_t LaunchRound(const RoundParams& p, cudaStream_t stream);
 [[nodiscard]] cudaError_t LaunchRopeAppend(const RopeAppendParams& p, cudaStream_t stream);
 [[nodiscard]] cudaError_t LaunchForcedRoute(const RouteParams& p, cudaStream_t stream);
 [[nodiscard]] cudaError_t LaunchCompact(const CompactParams& p, cudaStream_t stream);

@@ -1,4 +1,4 @@
-// y = x W^T + bias for one part of a weight, W as it lies in the file, factors in f32: steps of few
+// y = x W^T + bias for one part of a weight, W decoded to f32 from its file's format: steps of few
 // rows, and all steps where rows must not depend on the batch. From kTensorRows rows on
 // linear_mma.cu takes over.
 //
@@ -28,7 +28,7 @@ __global__ void LinearKernel(LinearParams p) {
     const float weight = Decode(p.part.dtype, w, c);
 #pragma unroll
     for (int t = 0; t < kRows; ++t) {
-      if (t < count) sums[t] += weight * p.x[(first + t) * cols + c];
+      if (t < count) sums[t] += weight * __bfloat162float(p.x[(first + t) * cols + c]);
     }
   }
   const std::int64_t column = p.first_row + n;

@@ -1,16 +1,17 @@
-// y = x W^T + bias for many rows, on tensor cores: x rounded to bf16, W decoded from its file's
-// format to bf16, products exact and summed in f32 in the order of the columns. For weights that
+// y = x W^T + bias for many rows, on tensor cores: x in bf16, W decoded from its file's format
+// to bf16, products exact and summed in f32 in the order of the columns. For weights that
 // must be decoded; those in bf16 come here only where cuBLASLt (gemm.h) has no algorithm.
 //
 // A block of 8 warps makes a tile of 64 tokens x 128 outputs, a warp 32 x 32 of it (2 x 4 mma of 16
 // x 8), stepping through the columns 32 at a time: the block of a quantised row, so that a thread
 // decodes half a block with one scale. 64 x 128, because x is read once per 128 outputs and W once
-// per 64 tokens: with x in f32 and W in 4 to 16 bits, a wider tile of outputs saves more than one
-// of tokens. Two stages of shared memory, 15 KiB each, rows padded to 80 bytes so that the 8 rows
-// of an ldmatrix lie in different banks; two blocks a multiprocessor. While a step is multiplied,
-// the next one is on its way, in registers, because both factors are converted.
+// per 64 tokens: with x in 16 bits and W in 4 to 16 that must be decoded, a wider tile of outputs
+// saves more than one of tokens. Two stages of shared memory, 15 KiB each, rows padded to 80 bytes
+// so that the 8 rows of an ldmatrix lie in different banks; two blocks a multiprocessor. While a
+// step is multiplied, the next one is on its way: x by cp.async into the other stage, W in
+// registers.
 //
-// Bytes moved, a block: 64 * cols * 4 of x, 128 rows of W, 64 * 128 * 4 of y. A row's result
+// Bytes moved, a block: 64 * cols * 2 of x, 128 rows of W, 64 * 128 * 4 of y. A row's result
 // depends on the row alone, but is not what linear.cu gives.
 #include "kernels/cuda/decode.h"
 #include "kernels/cuda/gpu.h"
@@ -37,26 +38,21 @@ GPU_INLINE void Store8(gpu::bf16* to, const float* v) {
   *reinterpret_cast<uint4*>(to) = packed;
 }
 
-// Eight neighbouring activations of one token; thread i of a block holds columns 8 (i % 4) of token
-// i / 4 of a tile. Zeros past the ends.
-struct Activations {
-  float v[8];
-
-  GPU_INLINE void Load(const LinearParams& p, std::int64_t token, std::int64_t column,
-                       bool vectors) {
-    const std::int64_t cols = p.part.cols;
-    const float* x = p.x + token * cols + column;
-    if (vectors && token < p.tokens && column + 8 <= cols) {
-      const float4 low = *reinterpret_cast<const float4*>(x);
-      const float4 high = *reinterpret_cast<const float4*>(x + 4);
-      v[0] = low.x, v[1] = low.y, v[2] = low.z, v[3] = low.w;
-      v[4] = high.x, v[5] = high.y, v[6] = high.z, v[7] = high.w;
-      return;
-    }
-#pragma unroll
-    for (int i = 0; i < 8; ++i) v[i] = token < p.tokens && column + i < cols ? x[i] : 0.0F;
+// Eight neighbouring activations of one token into shared memory; thread i of a block has columns 8
+// (i % 4) of token i / 4 of a tile. Zeros past the ends. aligned: rows of x, to 16 bytes.
+GPU_INLINE void CopyActivations(const LinearParams& p, std::int64_t token, std::int64_t column,
+                                bool aligned, gpu::bf16* to) {
+  const std::int64_t cols = p.part.cols;
+  const gpu::bf16* x = p.x + token * cols + column;
+  if (aligned) {
+    gpu::cp_async16(to, x, token < p.tokens && column < cols);
+    return;
   }
-};
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    to[i] = token < p.tokens && column + i < cols ? x[i] : __float2bfloat16(0.0F);
+  }
+}
 
 // Half of 32 neighbouring weights of a row: values [8 half, 8 half + 8) and the 8 that lie 16
 // further, which are the two nibbles of the same bytes in the 4-bit formats. Quantised ones wait as
@@ -165,9 +161,9 @@ GPU_INLINE void Finish(const LinearParams& p, std::int64_t token, std::int64_t o
   }
 }
 
-// vectors: rows of x are aligned to 16 bytes.
+// aligned: as CopyActivations.
 template <int kType>
-__global__ void __launch_bounds__(kThreads, 2) LinearMmaKernel(LinearParams p, bool vectors) {
+__global__ void __launch_bounds__(kThreads, 2) LinearMmaKernel(LinearParams p, bool aligned) {
   GPU_DYN_SMEM(shared);
   auto* stages = reinterpret_cast<gpu::bf16*>(shared);
   const int thread = static_cast<int>(threadIdx.x), half = thread % 2;
@@ -176,22 +172,22 @@ __global__ void __launch_bounds__(kThreads, 2) LinearMmaKernel(LinearParams p, b
   const std::int64_t token = first_token + thread / 4, output = first_output + thread / 2;
   const int x_at = thread / 4 * kPitch + thread % 4 * 8;
   const int w_at = kTokens * kPitch + thread / 2 * kPitch;
-  Activations x;
   Weights<kType> w;
-  const auto load = [&](std::int64_t column) {
-    x.Load(p, token, column + thread % 4 * 8, vectors);
+  const auto load = [&](std::int64_t column, gpu::bf16* stage) {
+    CopyActivations(p, token, column + thread % 4 * 8, aligned, stage + x_at);
+    gpu::cp_async_commit();
     w.Load(p.part, output, column, half);
   };
   const auto store = [&](gpu::bf16* stage) {
-    Store8(stage + x_at, x.v);
     w.Store(stage + w_at, half);
+    gpu::cp_async_wait<0>();
   };
 
   const int warp = gpu::warp_index();
   const int row = warp / kWarpsAcross * kWarpTile, across = warp % kWarpsAcross * kWarpTile;
   float sums[2][4][4] = {};
   if (p.part.cols > 0) {
-    load(0);
+    load(0, stages);
     store(stages);
   }
   __syncthreads();
@@ -200,7 +196,7 @@ __global__ void __launch_bounds__(kThreads, 2) LinearMmaKernel(LinearParams p, b
     const bool more = column + kDepth < p.part.cols;
     gpu::bf16* const stage = stages + current * kStage;
     gpu::bf16* const next = stages + (current ^ 1) * kStage;  // nobody has read it since a barrier
-    if (more) load(column + kDepth);
+    if (more) load(column + kDepth, next);
     Multiply(stage + row * kPitch, stage + (kTokens + across) * kPitch, sums);
     if (more) store(next);
     __syncthreads();
@@ -219,7 +215,7 @@ cudaError_t Launch(const LinearParams& p, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>((p.part.rows + kOutputs - 1) / kOutputs),
                   static_cast<unsigned>((p.tokens + kTokens - 1) / kTokens));
   return gpu::launch(LinearMmaKernel<kType>, grid, dim3(kThreads), 2 * kStage * sizeof(gpu::bf16),
-                     stream, p, Aligned16(p.x, p.part.cols * 4));
+                     stream, p, Aligned16(p.x, p.part.cols * 2));
 }
 
 }  // namespace

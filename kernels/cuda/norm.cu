@@ -28,8 +28,10 @@ __global__ void NormKernel(NormParams p) {
   float total = 0;
   for (int w = 0; w < kWarps; ++w) total += of_warp[w];
   const float factor = 1.0F / sqrtf(total / static_cast<float>(p.dim) + p.eps);
-  float* out = p.out + blockIdx.x * p.dim;
-  for (std::int64_t i = threadIdx.x; i < p.dim; i += kThreads) out[i] = x[i] * factor * p.weight[i];
+  gpu::bf16* out = p.out + blockIdx.x * p.dim;
+  for (std::int64_t i = threadIdx.x; i < p.dim; i += kThreads) {
+    out[i] = __float2bfloat16(x[i] * factor * p.weight[i]);
+  }
 }
 
 }  // namespace

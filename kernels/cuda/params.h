@@ -55,7 +55,7 @@ struct EmbedParams {
 struct NormParams {
   float* residual;
   const float *delta, *weight;
-  float* out;
+  __nv_bfloat16* out;
   std::int64_t tokens, dim;
   float eps;
 };
@@ -63,16 +63,11 @@ struct NormParams {
 struct LinearParams {
   WeightPart part;
   std::int64_t first_row, rows;  // of the whole matrix: where the part's outputs go, their stride
-  const float *x, *bias;
+  const __nv_bfloat16* x;
+  const float* bias;
   float* out;
   std::int64_t tokens;
-  bool exact;  // factors stay f32 whatever the number of rows
-};
-
-struct RoundParams {
-  const float* x;
-  __nv_bfloat16* out;  // 16-byte aligned
-  std::int64_t count;
+  bool exact;  // W is not rounded to bf16, whatever the number of rows
 };
 
 struct RopeAppendParams {
@@ -160,7 +155,8 @@ struct ControlParams {
   float epsilon, temperature;
   const float* projected;
   Triples near;
-  const float *near_stats, *lse_far, *x;
+  const float *near_stats, *lse_far;
+  const __nv_bfloat16* x;
   std::int64_t dim;
   int last_position;
   const float *scalar_mean, *scalar_scale, *scalars, *bias, *out, *out_bias, *scalars_skip, *offset;
@@ -183,19 +179,19 @@ struct NormalizeParams {
   Triples partial;
   std::int64_t rows;  // tokens * H * g
   int head_dim;
-  float* out;
+  __nv_bfloat16* out;
 };
 
 struct SwiGluParams {
   const float* gate_up;
-  float* out;
+  __nv_bfloat16* out;
   std::int64_t tokens, dim;
 };
 
 struct GatherParams {
-  const float* x;
+  const __nv_bfloat16* x;
   const std::int32_t* rows;
-  float* out;
+  __nv_bfloat16* out;
   std::int64_t count, dim;
 };
 

@@ -65,7 +65,7 @@ inline ControlParams Resolve(const ControlArgs& a) {
           Resolve(a.near),
           a.near_stats.As<float>(),
           a.lse_far.As<float>(),
-          a.x.As<float>(),
+          a.x.As<__nv_bfloat16>(),
           a.dim,
           a.last_position,
           a.scalar_mean.As<float>(),

@@ -28,6 +28,10 @@ std::function<std::vector<float>()> Reader(Rig& rig, View out, std::int64_t coun
   return [&rig, out, count] { return rig.Out<float>(out, count); };
 }
 
+std::function<std::vector<float>()> ActivationReader(Rig& rig, View out, std::int64_t count) {
+  return [&rig, out, count] { return rig.OutActivations(out, count); };
+}
+
 // One matrix, several numbers of rows of x.
 std::vector<Case> LinearCases(Rig& rig, const Shape& shape, DType dtype,
                               const std::vector<int>& counts) {
@@ -40,11 +44,11 @@ std::vector<Case> LinearCases(Rig& rig, const Shape& shape, DType dtype,
   std::vector<Case> cases;
   for (const int tokens : counts) {
     const LinearArgs args = {.weight = matrix.get(),
-                             .x = rig.In(Randoms(Size(tokens * cols), 2)),
+                             .x = rig.InActivations(Randoms(Size(tokens * cols), 2)),
                              .out = rig.Floats(tokens * rows),
                              .tokens = tokens};
     cases.push_back({absl::StrCat("linear ", std::string(Info(dtype).name), ", ", tokens, " rows"),
-                     static_cast<double>(matrix->bytes() + 4 * tokens * (rows + cols)),
+                     static_cast<double>(matrix->bytes() + tokens * (4 * rows + 2 * cols)),
                      2.0 * tokens * static_cast<double>(rows * cols),
                      [&rig, matrix, args] { rig.kernels().Linear(args, rig.stream()); },
                      Reader(rig, args.out, tokens * rows)});
@@ -57,25 +61,25 @@ std::vector<Case> NormCase(Rig& rig, const Shape& shape) {
   const NormArgs args = {.residual = rig.In(Randoms(Size(values), 3)),
                          .delta = rig.In(Randoms(Size(values), 4)),
                          .weight = rig.In(Randoms(Size(shape.hidden), 5)),
-                         .out = rig.Floats(values),
+                         .out = rig.Activations(values),
                          .tokens = shape.chunk,
                          .dim = shape.hidden};
-  return {{absl::StrCat("norm, ", shape.chunk, " rows"), 16.0 * static_cast<double>(values),
+  return {{absl::StrCat("norm, ", shape.chunk, " rows"), 14.0 * static_cast<double>(values),
            5.0 * static_cast<double>(values),
            [&rig, args] { rig.kernels().Norm(args, rig.stream()); },
-           Reader(rig, args.out, values)}};
+           ActivationReader(rig, args.out, values)}};
 }
 
 std::vector<Case> SwiGluCase(Rig& rig, const Shape& shape) {
   const std::int64_t values = shape.chunk * shape.hidden;
   const SwiGluArgs args = {.gate_up = rig.In(Randoms(Size(2 * values), 6)),
-                           .out = rig.Floats(values),
+                           .out = rig.Activations(values),
                            .tokens = shape.chunk,
                            .dim = shape.hidden};
-  return {{absl::StrCat("swiglu, ", shape.chunk, " rows"), 12.0 * static_cast<double>(values),
+  return {{absl::StrCat("swiglu, ", shape.chunk, " rows"), 10.0 * static_cast<double>(values),
            5.0 * static_cast<double>(values),
            [&rig, args] { rig.kernels().SwiGlu(args, rig.stream()); },
-           Reader(rig, args.out, values)}};
+           ActivationReader(rig, args.out, values)}};
 }
 
 // Of the logits of a greedy step.
@@ -131,9 +135,9 @@ Attention MakeAttention(Rig& rig, const Shape& s, const std::vector<SequenceRows
 std::function<std::vector<float>()> Normalized(Rig& rig, const Attention& a) {
   const std::int64_t values = a.tokens() * a.q_heads * a.head_dim;
   return [&rig, a, values] {
-    const View out = rig.Floats(values);
+    const View out = rig.Activations(values);
     rig.kernels().Normalize({a.partial, a.tokens(), a.q_heads, a.head_dim, out}, rig.stream());
-    return rig.Out<float>(out, values);
+    return rig.OutActivations(out, values);
   };
 }
 

@@ -42,9 +42,9 @@ std::vector<float> RunChain(Rig& rig, const AttentionShape& shape, AttentionWorl
   k.FarFull({rows.views, world.pages(), shape.group, world.scale(), q, list, partial},
             rig.stream());
   const std::int64_t values = std::int64_t{tokens} * q_heads * shape.head_dim;
-  const View out = rig.Floats(values);
+  const View out = rig.Activations(values);
   k.Normalize({partial, tokens, q_heads, shape.head_dim, out}, rig.stream());
-  return rig.Out<float>(out, values);
+  return rig.OutActivations(out, values);
 }
 
 TEST_P(AttentionChainTest, ALayersAttentionAgreesWithRef) {
@@ -72,9 +72,9 @@ TEST_P(AttentionChainTest, ALayersAttentionAgreesWithRef) {
             world.Expect(q.data() + (t * q_heads + hq) * shape.head_dim, rows.sequence[t],
                          hq / shape.group, positions);
         for (int i = 0; i < shape.head_dim; ++i) {  // both sides off, in o and in l
+          const double o = std::abs(expected.o[i]), relative = expected.l_relative + 3 * kF32;
           bound.push_back(
-              2 *
-              (expected.o_bound[i] + std::abs(expected.o[i]) * (expected.l_relative + 3 * kF32)) /
+              (2 * (expected.o_bound[i] + o * relative) + o * rig.activation_rounding()) /
               expected.l);
         }
       }

@@ -180,6 +180,7 @@ ControlInputs RandomControl(const ControlSizes& sizes, ControllerLink link, std:
     in.dim = 53;
     in.last_position = 6000;
     in.x = Randoms(in.tokens * in.dim, seed + 14);
+    for (float& x : in.x) x = Bf16ToF32(F32ToBf16(x));  // as some backends take it
   }
   in.temperature = 0.7f;
   std::mt19937_64 engine(seed);
@@ -243,7 +244,7 @@ ControlOutputs RunControl(Rig& rig, const ControlInputs& in) {
                          .near = {.m = rig.In(in.near_m), .l = rig.In(in.near_l)},
                          .near_stats = rig.In(in.near_stats),
                          .lse_far = rig.In(in.lse_far),
-                         .x = rig.In(in.x),
+                         .x = rig.InActivations(in.x),
                          .dim = in.dim,
                          .last_position = in.last_position,
                          .scalar_mean = rig.In(in.scalar_mean),

@@ -22,8 +22,8 @@ class CudaGemmTest : public ::testing::Test {
   static View Product(Rig& rig, const Matrix& matrix, std::int64_t tokens) {
     const auto x = Randoms(static_cast<std::size_t>(tokens * matrix.cols()), 2);
     const View out = rig.Floats(tokens * matrix.rows());
-    rig.kernels().Linear({.weight = &matrix, .x = rig.In(x), .out = out, .tokens = tokens},
-                         rig.stream());
+    rig.kernels().Linear(
+        {.weight = &matrix, .x = rig.InActivations(x), .out = out, .tokens = tokens}, rig.stream());
     return out;
   }
   static std::unique_ptr<Matrix> Weight(Rig& rig, DType dtype, std::int64_t cols = kCols) {
@@ -88,7 +88,7 @@ TEST_F(CudaGemmTest, RecordsHaveItInThem) {
   Rig rig({"cuda", "", 1, false});
   const auto matrix = Weight(rig, DType::kBF16);
   const std::int64_t tokens = 18;
-  const View x = rig.In(Randoms(static_cast<std::size_t>(tokens * kCols), 2));
+  const View x = rig.InActivations(Randoms(static_cast<std::size_t>(tokens * kCols), 2));
   const View y = rig.Floats(tokens * kRows);
   const auto step = [&] {
     rig.kernels().Linear({.weight = matrix.get(), .x = x, .out = y, .tokens = tokens},

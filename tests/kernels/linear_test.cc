@@ -75,14 +75,14 @@ void CheckLinear(Rig& rig, const LinearShape& shape) {
                                     << shape.rows << " K " << shape.cols);
   auto weight = RandomRows(shape.dtype, shape.rows, shape.cols, 1);
   weight.resize(weight.size() + 1);  // rows without columns have an address too
-  const auto x = Randoms(static_cast<std::size_t>(shape.tokens * shape.cols), 2);
+  const auto x = rig.Rounded(Randoms(static_cast<std::size_t>(shape.tokens * shape.cols), 2));
   const auto bias = Randoms(static_cast<std::size_t>(shape.rows), 3);
   const MatrixPart part{shape.dtype, weight.data(), shape.rows, BytesFor(shape.dtype, shape.cols)};
   const auto matrix = rig.kernels().Pack({&part, 1}, shape.cols);
   ASSERT_TRUE(matrix.ok()) << matrix.status();
   EXPECT_EQ((*matrix)->rows(), shape.rows);
   EXPECT_EQ((*matrix)->cols(), shape.cols);
-  LinearArgs args{.weight = matrix->get(), .x = rig.In(x), .tokens = shape.tokens};
+  LinearArgs args{.weight = matrix->get(), .x = rig.InActivations(x), .tokens = shape.tokens};
   if (shape.bias) args.bias = rig.In(bias);
   args.out = rig.Floats(shape.tokens * shape.rows);
   rig.kernels().Linear(args, rig.stream());
@@ -133,7 +133,7 @@ TEST_P(LinearTest, PartsOfDifferentTypesAndStridesAreStacked) {
   std::vector<std::vector<std::byte>> data;
   std::vector<MatrixPart> parts;
   std::vector<double> expected, bound;
-  const auto x = Randoms(tokens * cols, 5);
+  const auto x = rig.Rounded(Randoms(tokens * cols, 5));
   for (DType dtype : {DType::kQ4_1, DType::kF32, DType::kQ8_0, DType::kQ4_1}) {
     const std::int64_t rows = 11 + static_cast<std::int64_t>(parts.size()) * 16;
     // Every second row of the file belongs to the part.
@@ -160,8 +160,9 @@ TEST_P(LinearTest, PartsOfDifferentTypesAndStridesAreStacked) {
     }
   }
   const View out = rig.Floats(tokens * rows);
-  rig.kernels().Linear({.weight = matrix->get(), .x = rig.In(x), .out = out, .tokens = tokens},
-                       rig.stream());
+  rig.kernels().Linear(
+      {.weight = matrix->get(), .x = rig.InActivations(x), .out = out, .tokens = tokens},
+      rig.stream());
   ExpectWithin(rig.Out<float>(out, tokens * rows), expected, bound, "linear");
 }
 
@@ -175,18 +176,19 @@ TEST_P(LinearTest, DeterministicRowsDoNotDependOnTheBatch) {
     const MatrixPart part{dtype, weight.data(), rows, BytesFor(dtype, cols)};
     const auto matrix = rig.kernels().Pack({&part, 1}, cols);
     ASSERT_TRUE(matrix.ok()) << matrix.status();
-    const View x = rig.In(Randoms(tokens * cols, 12));
+    const View x = rig.InActivations(Randoms(tokens * cols, 12));
     const View all = rig.Floats(tokens * rows), single = rig.Floats(tokens * rows);
     rig.kernels().Linear({.weight = matrix->get(), .x = x, .out = all, .tokens = tokens},
                          rig.stream());
     std::int64_t step = 1;
     for (std::int64_t t = 0; t < tokens; t += step, step = step % 5 + 1) {
       const std::int64_t count = std::min(step, tokens - t);
-      rig.kernels().Linear({.weight = matrix->get(),
-                            .x = {x.buffer, static_cast<std::size_t>(t * cols * 4)},
-                            .out = {single.buffer, static_cast<std::size_t>(t * rows * 4)},
-                            .tokens = count},
-                           rig.stream());
+      rig.kernels().Linear(
+          {.weight = matrix->get(),
+           .x = {x.buffer, static_cast<std::size_t>(BytesFor(rig.activation_dtype(), t * cols))},
+           .out = {single.buffer, static_cast<std::size_t>(t * rows * 4)},
+           .tokens = count},
+          rig.stream());
     }
     ExpectSame(rig.Out<float>(single, tokens * rows), rig.Out<float>(all, tokens * rows),
                std::string(Info(dtype).name));

@@ -51,6 +51,29 @@ void Rig::Finish() {
   METATTN_CHECK(status.ok(), status.ToString());
 }
 
+std::vector<float> Rig::Rounded(std::vector<float> values) const {
+  if (activation_dtype() == DType::kBF16) {
+    for (float& value : values) value = Bf16ToF32(F32ToBf16(value));
+  }
+  return values;
+}
+
+View Rig::InActivations(const std::vector<float>& values) {
+  if (activation_dtype() == DType::kF32) return In(values);
+  std::vector<std::uint16_t> rounded;
+  for (const float value : values) rounded.push_back(F32ToBf16(value));
+  return In(rounded);
+}
+
+std::vector<float> Rig::OutActivations(View view, std::int64_t count) {
+  if (activation_dtype() == DType::kF32) return Out<float>(view, count);
+  std::vector<float> values;
+  for (const std::uint16_t value : Out<std::uint16_t>(view, count)) {
+    values.push_back(Bf16ToF32(value));
+  }
+  return values;
+}
+
 View Rig::Space(std::size_t bytes) {
   auto buffer = kernels_->device().Allocate(bytes);
   METATTN_CHECK(buffer.ok(), buffer.status().ToString());

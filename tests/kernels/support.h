@@ -58,6 +58,16 @@ class Rig {
     kernels_->device().CopyIn(values.data(), view, values.size() * sizeof(T), *stream_);
     return view;
   }
+  // What the backend takes and gives as activations: f32, or bf16 that f32 values are rounded to.
+  View InActivations(const std::vector<float>& values);
+  View Activations(std::int64_t count) {
+    return Space(static_cast<std::size_t>(BytesFor(activation_dtype(), count)));
+  }
+  std::vector<float> OutActivations(View view, std::int64_t count);
+  std::vector<float> Rounded(std::vector<float> values) const;
+  // Relative error of that rounding.
+  double activation_rounding() const { return activation_dtype() == DType::kBF16 ? kBf16 : 0; }
+  DType activation_dtype() const { return kernels_->activation_dtype(); }
   // Device memory filled with 0xff bytes (NaN as f32 and bf16), so that a place nobody wrote shows.
   View Space(std::size_t bytes);
   View Floats(std::int64_t count) { return Space(static_cast<std::size_t>(count) * 4); }
