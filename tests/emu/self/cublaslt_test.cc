@@ -176,10 +176,10 @@ TEST_F(EmuCublasLt, RefusesTooLittleWorkspaceAndWhatWasDestroyed) {
 TEST_F(EmuCublasLtDeathTest, ReportsWhatCublasLtWouldNotSee) {
   EXPECT_BLAS(Choose());
   std::vector<float> host(kStride * kN);
-  EXPECT_DEATH(static_cast<void>(Multiply(host.data())), "D: .* not in one allocation");
-  EXPECT_DEATH(static_cast<void>(Multiply(d_.get() + 4)), "D: .* not in one allocation");
+  EXPECT_DEATH(static_cast<void>(Multiply(host.data())), "C: .* not in one allocation");
+  EXPECT_DEATH(static_cast<void>(Multiply(d_.get() + 4)), "C: .* not in one allocation");
   const DeviceArray<float> larger(kStride * kN + 4);
-  EXPECT_DEATH(static_cast<void>(Multiply(larger.get() + 4)), "D is less aligned than");
+  EXPECT_DEATH(static_cast<void>(Multiply(larger.get() + 4)), "C is less aligned than");
   EXPECT_BLAS(cublasLtMatrixLayoutDestroy(d_layout_));
   EXPECT_BLAS(cublasLtMatrixLayoutCreate(&d_layout_, CUDA_R_32F, kM, kN, kM));
   EXPECT_DEATH(static_cast<void>(Multiply(d_.get())), "chosen for another product");
