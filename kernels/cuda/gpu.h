@@ -175,6 +175,15 @@ GPU_INLINE std::uint32_t pack_bf16(float low, float high) {
   return bits;
 }
 
+// The two halves of such a register.
+GPU_INLINE float2 unpack_bf16(std::uint32_t bits) {
+  const std::uint32_t low = bits << 16, high = bits & 0xffff0000U;
+  float2 pair;
+  memcpy(&pair.x, &low, sizeof low);
+  memcpy(&pair.y, &high, sizeof high);
+  return pair;
+}
+
 // Sum and maximum over each aligned group of kLanes lanes, the same bits in each of them; the whole
 // warp calls. log2(kLanes) shuffles.
 template <int kLanes = kWarpLanes>

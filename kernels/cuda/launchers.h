@@ -6,6 +6,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cstdint>
+
 #include "kernels/cuda/params.h"
 
 namespace metattn::cuda {
@@ -31,6 +33,11 @@ inline constexpr std::int64_t kTensorRows = 16;
 [[nodiscard]] cudaError_t LaunchMix(const MixParams& p, cudaStream_t stream);
 [[nodiscard]] cudaError_t LaunchNormalize(const NormalizeParams& p, cudaStream_t stream);
 [[nodiscard]] cudaError_t LaunchSwiGlu(const SwiGluParams& p, cudaStream_t stream);
+
+// Rows that begin at multiples of 16 bytes.
+inline bool Aligned16(const void* p, std::int64_t row_bytes) {
+  return (reinterpret_cast<std::uintptr_t>(p) | static_cast<std::uintptr_t>(row_bytes)) % 16 == 0;
+}
 
 // Places in `boundaries` that a step of `tokens` rows of `sequences` sequences may need.
 constexpr std::int64_t BoundaryPlaces(std::int64_t tokens, int sequences) {

@@ -1,43 +1,105 @@
 // y = x W^T + bias for one part of a weight, W decoded to f32 from its file's format: steps of few
 // rows, and all steps where rows must not depend on the batch. From kTensorRows rows on
-// linear_mma.cu takes over.
+// linear_mma.cu and cuBLASLt take over.
 //
-// One warp an output value of kRows tokens: lanes run along the columns, so neighbouring lanes read
-// neighbouring weights, and a decoded weight serves kRows tokens. Right for decode, where reading W
-// once is the whole cost. Bytes moved: W once per kRows tokens, x of kRows tokens from the caches.
-#include "kernels/cuda/decode.h"
+// One warp one output of two tokens, or two of eight; a lane half a block of 32 weights at a time
+// (weight_block.h), so a warp has 512 columns of a row under way: 320 bytes of q4_1, 1 KiB of bf16,
+// in loads of 4 to 16 bytes a lane. Reading W once is the whole cost of decode, and what hides its
+// latency is bytes in flight: few registers, many warps. x comes from the caches, 32 bytes a lane
+// for 16 weights, which a second output of the same warp halves: from kPairRows rows on that is
+// more than W. The order of a sum is the same in both. Bytes moved: W once per two or eight tokens.
 #include "kernels/cuda/gpu.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/launchers.h"
+#include "kernels/cuda/weight_block.h"
 
 namespace metattn::cuda {
 namespace {
 
 constexpr int kWarps = 4;
-constexpr int kRows = 8;
+constexpr int kPairRows = 3;
+constexpr int kColumns = gpu::kWarpLanes / 2 * 32;  // of a warp at a time
 
-__global__ void LinearKernel(LinearParams p) {
-  const std::int64_t n = blockIdx.x * kWarps + gpu::warp_index();
+// Eight activations from `column` on; zeros past the end.
+GPU_INLINE void LoadActivations(const gpu::bf16* row, std::int64_t column, std::int64_t cols,
+                                bool aligned, float* to) {
+  if (aligned) {
+    uint4 packed = {0, 0, 0, 0};
+    if (column < cols) packed = *reinterpret_cast<const uint4*>(row + column);
+    const std::uint32_t words[4] = {packed.x, packed.y, packed.z, packed.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 two = gpu::unpack_bf16(words[i]);
+      to[2 * i] = two.x, to[2 * i + 1] = two.y;
+    }
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    to[i] = column + i < cols ? __bfloat162float(row[column + i]) : 0.0F;
+  }
+}
+
+template <int kOutputs>
+constexpr int kRowsOf = kOutputs == 1 ? kPairRows - 1 : 8;
+
+template <int kType, int kOutputs>
+__global__ void LinearKernel(LinearParams p, bool x_aligned, bool w_aligned) {
+  constexpr int kRows = kRowsOf<kOutputs>;
+  const int lane = gpu::lane_index(), half = lane % 2;
+  const std::int64_t n = (std::int64_t{blockIdx.x} * kWarps + gpu::warp_index()) * kOutputs;
   if (n >= p.part.rows) return;
   const std::int64_t first = std::int64_t{blockIdx.y} * kRows;
   const int count = static_cast<int>(p.tokens - first < kRows ? p.tokens - first : kRows);
-  const unsigned char* w = p.part.data + n * p.part.row_bytes;
   const std::int64_t cols = p.part.cols;
-  float sums[kRows] = {};
-  for (std::int64_t c = gpu::lane_index(); c < cols; c += gpu::kWarpLanes) {
-    const float weight = Decode(p.part.dtype, w, c);
+  float sums[kOutputs][kRows] = {};
+  for (std::int64_t column = lane / 2 * 32; column < cols; column += kColumns) {
+    WeightBlock<kType> blocks[kOutputs];
+    float w[kOutputs][16];
+#pragma unroll
+    for (int o = 0; o < kOutputs; ++o) blocks[o].Load(p.part, n + o, column, half, w_aligned);
+#pragma unroll
+    for (int o = 0; o < kOutputs; ++o) blocks[o].Decode(w[o]);
 #pragma unroll
     for (int t = 0; t < kRows; ++t) {
-      if (t < count) sums[t] += weight * __bfloat162float(p.x[(first + t) * cols + c]);
+      if (t >= count) continue;
+      const gpu::bf16* row = p.x + (first + t) * cols;
+      float x[16];
+      LoadActivations(row, column + 8 * half, cols, x_aligned, x);
+      LoadActivations(row, column + 8 * half + 16, cols, x_aligned, x + 8);
+#pragma unroll
+      for (int o = 0; o < kOutputs; ++o) {
+#pragma unroll
+        for (int i = 0; i < 16; ++i) sums[o][t] += w[o][i] * x[i];
+      }
     }
   }
-  const std::int64_t column = p.first_row + n;
-  const float bias = p.bias == nullptr ? 0.0F : p.bias[column];
 #pragma unroll
-  for (int t = 0; t < kRows; ++t) {
-    const float sum = gpu::warp_sum(sums[t]);
-    if (t < count && gpu::lane_index() == 0) p.out[(first + t) * p.rows + column] = sum + bias;
+  for (int o = 0; o < kOutputs; ++o) {
+    const std::int64_t output = p.first_row + n + o;
+    const bool there = n + o < p.part.rows;
+    const float bias = p.bias == nullptr || !there ? 0.0F : p.bias[output];
+#pragma unroll
+    for (int t = 0; t < kRows; ++t) {
+      const float sum = gpu::warp_sum(sums[o][t]);
+      if (there && t < count && lane == 0) p.out[(first + t) * p.rows + output] = sum + bias;
+    }
   }
+}
+
+template <int kType, int kOutputs>
+cudaError_t LaunchOutputs(const LinearParams& p, cudaStream_t stream) {
+  constexpr std::int64_t kBlock = std::int64_t{kWarps} * kOutputs, kRows = kRowsOf<kOutputs>;
+  const dim3 grid(static_cast<unsigned>((p.part.rows + kBlock - 1) / kBlock),
+                  static_cast<unsigned>((p.tokens + kRows - 1) / kRows));
+  return gpu::launch(LinearKernel<kType, kOutputs>, grid, dim3(kWarps * gpu::kWarpLanes), 0, stream,
+                     p, Aligned16(p.x, p.part.cols * 2), Aligned16(p.part.data, p.part.row_bytes));
+}
+
+template <int kType>
+cudaError_t Launch(const LinearParams& p, cudaStream_t stream) {
+  return p.tokens < kPairRows ? LaunchOutputs<kType, 1>(p, stream)
+                              : LaunchOutputs<kType, 2>(p, stream);
 }
 
 }  // namespace
@@ -45,9 +107,20 @@ __global__ void LinearKernel(LinearParams p) {
 cudaError_t LaunchLinear(const LinearParams& p, cudaStream_t stream) {
   if (p.tokens == 0 || p.part.rows == 0) return cudaSuccess;
   if (!p.exact && p.tokens >= kTensorRows) return LaunchLinearMma(p, stream);
-  const dim3 grid(static_cast<unsigned>((p.part.rows + kWarps - 1) / kWarps),
-                  static_cast<unsigned>((p.tokens + kRows - 1) / kRows));
-  return gpu::launch(LinearKernel, grid, dim3(kWarps * gpu::kWarpLanes), 0, stream, p);
+  switch (p.part.dtype) {
+    case kF32:
+      return Launch<kF32>(p, stream);
+    case kF16:
+      return Launch<kF16>(p, stream);
+    case kBF16:
+      return Launch<kBF16>(p, stream);
+    case kQ8_0:
+      return Launch<kQ8_0>(p, stream);
+    case kQ4_0:
+      return Launch<kQ4_0>(p, stream);
+    default:
+      return Launch<kQ4_1>(p, stream);
+  }
 }
 
 }  // namespace metattn::cuda

@@ -13,10 +13,10 @@
 //
 // Bytes moved, a block: 64 * cols * 2 of x, 128 rows of W, 64 * 128 * 4 of y. A row's result
 // depends on the row alone, but is not what linear.cu gives.
-#include "kernels/cuda/decode.h"
 #include "kernels/cuda/gpu.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/launchers.h"
+#include "kernels/cuda/weight_block.h"
 
 namespace metattn::cuda {
 namespace {
@@ -54,70 +54,14 @@ GPU_INLINE void CopyActivations(const LinearParams& p, std::int64_t token, std::
   }
 }
 
-// Half of 32 neighbouring weights of a row: values [8 half, 8 half + 8) and the 8 that lie 16
-// further, which are the two nibbles of the same bytes in the 4-bit formats. Quantised ones wait as
-// they are in the file. Zeros past the ends.
+// To the row's 32 places in shared memory.
 template <int kType>
-struct Weights {
-  static constexpr bool kQuantised = kType >= kQ8_0;
-  static constexpr int kBlockBytes = kType == kQ8_0 ? 34 : kType == kQ4_0 ? 18 : 20;
-  static constexpr int kHeader = kType == kQ4_1 ? 4 : 2;  // scale, and minimum
-
-  // Pairs of bytes: blocks are aligned to 2 only.
-  std::uint16_t raw[kType == kQ8_0 ? 8 : 4];
-  float scale, minimum, values[16];
-
-  GPU_INLINE void Load(const WeightPart& part, std::int64_t n, std::int64_t column, int half) {
-    const unsigned char* row = part.data + n * part.row_bytes;
-    if constexpr (!kQuantised) {
-#pragma unroll
-      for (int i = 0; i < 16; ++i) {
-        const std::int64_t c = column + 8 * half + i % 8 + i / 8 * 16;
-        values[i] = n < part.rows && c < part.cols ? Decode(kType, row, c) : 0.0F;
-      }
-      return;
-    }
-    const bool valid = n < part.rows;
-    const unsigned char* block = row + column / 32 * kBlockBytes;
-    scale = valid ? LoadHalf(block) : 0.0F;
-    if constexpr (kType == kQ4_1) minimum = valid ? LoadHalf(block + 2) : 0.0F;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      raw[i] = valid ? LoadPair(block + kHeader + 8 * half + 2 * i) : std::uint16_t{0};
-      if constexpr (kType == kQ8_0) {
-        raw[4 + i] = valid ? LoadPair(block + kHeader + 16 + 8 * half + 2 * i) : std::uint16_t{0};
-      }
-    }
-  }
-
-  // To the row's 32 places in shared memory.
-  GPU_INLINE void Store(gpu::bf16* to, int half) {
-    if constexpr (kQuantised) {
-#pragma unroll
-      for (int i = 0; i < 16; ++i) values[i] = Value(i);
-    }
-    Store8(to + 8 * half, values);
-    Store8(to + 8 * half + 16, values + 8);
-  }
-
- private:
-  static GPU_INLINE std::uint16_t LoadPair(const unsigned char* p) {
-    std::uint16_t pair;
-    memcpy(&pair, p, sizeof pair);
-    return pair;
-  }
-
-  GPU_INLINE float Value(int i) const {
-    if constexpr (kType == kQ8_0) {
-      const int byte = raw[i / 2] >> (8 * (i % 2)) & 255;
-      return scale * static_cast<float>(static_cast<signed char>(byte));
-    } else {
-      const int byte = raw[i % 8 / 2] >> (8 * (i % 2)) & 255;
-      const auto q = static_cast<float>(i < 8 ? byte & 15 : byte >> 4);
-      return kType == kQ4_0 ? scale * (q - 8.0F) : scale * q + minimum;
-    }
-  }
-};
+GPU_INLINE void StoreWeights(const WeightBlock<kType>& w, gpu::bf16* to, int half) {
+  float values[16];
+  w.Decode(values);
+  Store8(to + 8 * half, values);
+  Store8(to + 8 * half + 16, values + 8);
+}
 
 // One warp's 32 x 32 outputs += 32 columns of the stage.
 GPU_INLINE void Multiply(const gpu::bf16* x, const gpu::bf16* w, float (&sums)[2][4][4]) {
@@ -161,9 +105,10 @@ GPU_INLINE void Finish(const LinearParams& p, std::int64_t token, std::int64_t o
   }
 }
 
-// aligned: as CopyActivations.
+// Rows of x and of W (f32, f16, bf16) may be aligned to 16 bytes.
 template <int kType>
-__global__ void __launch_bounds__(kThreads, 2) LinearMmaKernel(LinearParams p, bool aligned) {
+__global__ void __launch_bounds__(kThreads, 2)
+    LinearMmaKernel(LinearParams p, bool x_aligned, bool w_aligned) {
   GPU_DYN_SMEM(shared);
   auto* stages = reinterpret_cast<gpu::bf16*>(shared);
   const int thread = static_cast<int>(threadIdx.x), half = thread % 2;
@@ -172,14 +117,14 @@ __global__ void __launch_bounds__(kThreads, 2) LinearMmaKernel(LinearParams p, b
   const std::int64_t token = first_token + thread / 4, output = first_output + thread / 2;
   const int x_at = thread / 4 * kPitch + thread % 4 * 8;
   const int w_at = kTokens * kPitch + thread / 2 * kPitch;
-  Weights<kType> w;
+  WeightBlock<kType> w;
   const auto load = [&](std::int64_t column, gpu::bf16* stage) {
-    CopyActivations(p, token, column + thread % 4 * 8, aligned, stage + x_at);
+    CopyActivations(p, token, column + thread % 4 * 8, x_aligned, stage + x_at);
     gpu::cp_async_commit();
-    w.Load(p.part, output, column, half);
+    w.Load(p.part, output, column, half, w_aligned);
   };
   const auto store = [&](gpu::bf16* stage) {
-    w.Store(stage + w_at, half);
+    StoreWeights(w, stage + w_at, half);
     gpu::cp_async_wait<0>();
   };
 
@@ -205,17 +150,13 @@ __global__ void __launch_bounds__(kThreads, 2) LinearMmaKernel(LinearParams p, b
   Finish(p, first_token + row, first_output + across, sums);
 }
 
-bool Aligned16(const void* p, std::int64_t stride_bytes) {
-  return (reinterpret_cast<std::uintptr_t>(p) | static_cast<std::uintptr_t>(stride_bytes)) % 16 ==
-         0;
-}
-
 template <int kType>
 cudaError_t Launch(const LinearParams& p, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>((p.part.rows + kOutputs - 1) / kOutputs),
                   static_cast<unsigned>((p.tokens + kTokens - 1) / kTokens));
   return gpu::launch(LinearMmaKernel<kType>, grid, dim3(kThreads), 2 * kStage * sizeof(gpu::bf16),
-                     stream, p, Aligned16(p.x, p.part.cols * 2));
+                     stream, p, Aligned16(p.x, p.part.cols * 2),
+                     Aligned16(p.part.data, p.part.row_bytes));
 }
 
 }  // namespace
