@@ -116,7 +116,8 @@ void CheckArgs(const LinearArgs& args, DType activations) {
   METATTN_CHECK(args.weight != nullptr, "linear without a weight");
   CheckView(args.x, args.tokens * args.weight->cols(), Bytes(activations), "x");
   CheckOptional(args.bias, args.weight->rows(), 4, "bias");
-  CheckView(args.out, args.tokens * args.weight->rows(), 4, "out");
+  CheckView(args.out, args.tokens * args.weight->rows(), args.rounded ? Bytes(activations) : 4,
+            "out");
 }
 
 void CheckArgs(const RopeAppendArgs& args) {
@@ -241,7 +242,7 @@ void CheckArgs(const NormalizeArgs& args, DType activations) {
 }
 
 void CheckArgs(const SwiGluArgs& args, DType activations) {
-  CheckView(args.gate_up, args.tokens * 2 * args.dim, 4, "gate_up");
+  CheckView(args.gate_up, args.tokens * 2 * args.dim, Bytes(activations), "gate_up");
   CheckView(args.out, args.tokens * args.dim, Bytes(activations), "out");
 }
 

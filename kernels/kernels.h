@@ -71,8 +71,9 @@ struct LinearArgs {
   const Matrix* weight = nullptr;  // [N, K]; K = 0 gives the bias, or zeros
   View x;                          // [T, K] act
   View bias;                       // [N] f32 or absent
-  View out;                        // [T, N] f32
+  View out;                        // [T, N] f32, or act
   std::int64_t tokens = 0;
+  bool rounded = false;  // out is act
 };
 
 struct RopeAppendArgs {
@@ -137,7 +138,7 @@ struct NormalizeArgs {
 };
 
 struct SwiGluArgs {
-  View gate_up;  // [T, 2F] f32: gate, then up
+  View gate_up;  // [T, 2F] act: gate, then up
   View out;      // [T, F] act = silu(gate) * up
   std::int64_t tokens = 0;
   std::int64_t dim = 0;  // F
@@ -177,7 +178,8 @@ class Kernels {
   // Bytes of one page: kBlockTokens keys and values of one head, in the backend's own layout.
   virtual std::int64_t PageBytes(int head_dim) const = 0;
 
-  // What matrix products read: f32 or bf16. What they give, and the residual, is f32 everywhere.
+  // What matrix products read, and give where nothing is added to it: f32 or bf16. The residual and
+  // what is added to it is f32 everywhere.
   virtual DType activation_dtype() const { return DType::kF32; }
 
   // Packs W from the parts stacked in order, each with the same number of columns (a multiple of

@@ -28,7 +28,7 @@ struct Scratch {
   Buffer hidden;           // D act
   Buffer qkv;              // (H*g + 2H) * d
   Buffer attention;        // H*g*d act
-  Buffer gate_up;          // 2F
+  Buffer gate_up;          // 2F act
   Buffer ffn;              // F act
   Buffer picked;           // D act, rows of the logits
   Buffer logits;           // V of this rank
@@ -205,7 +205,7 @@ absl::Status DenseTransformer::AllocateScratch() {
       {&scratch_.delta, rows * config_.hidden, kWide},
       {&scratch_.qkv, rows * widths_.qkv, kWide},
       {&scratch_.attention, rows * widths_.attention, act},
-      {&scratch_.gate_up, rows * 2 * widths_.ffn, kWide},
+      {&scratch_.gate_up, rows * 2 * widths_.ffn, act},
       {&scratch_.ffn, rows * widths_.ffn, act},
       {&scratch_.picked, picked * config_.hidden, act},
       {&scratch_.logits, picked * widths_.vocab, kWide},
@@ -264,7 +264,7 @@ absl::Status DenseTransformer::Layer(int index) {
   if (absl::Status s = Reduce(delta, 2 * index + 1); !s.ok()) return s;
 
   norm(w.ffn_norm, delta);
-  kernels_.Linear({w.gate_up.get(), hidden, {}, {&scratch_.gate_up}, rows()}, *stream_);
+  kernels_.Linear({w.gate_up.get(), hidden, {}, {&scratch_.gate_up}, rows(), true}, *stream_);
   kernels_.SwiGlu({{&scratch_.gate_up}, {&scratch_.ffn}, rows(), widths_.ffn}, *stream_);
   kernels_.Linear({w.down.get(), {&scratch_.ffn}, {}, delta, rows()}, *stream_);
   return Reduce(delta, 2 * index + 2);

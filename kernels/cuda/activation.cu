@@ -13,8 +13,8 @@ __global__ void SwiGluKernel(SwiGluParams p) {
   const std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= p.tokens * p.dim) return;
   const std::int64_t t = i / p.dim, column = i % p.dim;
-  const float gate = p.gate_up[t * 2 * p.dim + column];
-  const float up = p.gate_up[t * 2 * p.dim + p.dim + column];
+  const float gate = __bfloat162float(p.gate_up[t * 2 * p.dim + column]);
+  const float up = __bfloat162float(p.gate_up[t * 2 * p.dim + p.dim + column]);
   p.out[i] = __float2bfloat16(gate / (1.0F + expf(-gate)) * up);
 }
 

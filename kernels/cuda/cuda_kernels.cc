@@ -82,9 +82,15 @@ void CudaKernels::Linear(const LinearArgs& args, Stream& stream) {
   CheckArgs(args, activation_dtype());
   const auto& matrix = static_cast<const CudaMatrix&>(*args.weight);
   for (const auto& part : matrix.parts()) {
-    const LinearParams p = {
-        part.weight,           part.first_row,       matrix.rows(), args.x.As<__nv_bfloat16>(),
-        args.bias.As<float>(), args.out.As<float>(), args.tokens,   exact_};
+    const LinearParams p = {part.weight,
+                            part.first_row,
+                            matrix.rows(),
+                            args.x.As<__nv_bfloat16>(),
+                            args.bias.As<float>(),
+                            args.rounded ? nullptr : args.out.As<float>(),
+                            args.rounded ? args.out.As<__nv_bfloat16>() : nullptr,
+                            args.tokens,
+                            exact_};
     if (Multiply(p, Cuda(stream))) continue;
     Cuda(stream).Note(LaunchLinear(p, Cuda(stream).get()), "linear");
   }
@@ -238,8 +244,8 @@ void CudaKernels::Normalize(const NormalizeArgs& args, Stream& stream) {
 
 void CudaKernels::SwiGlu(const SwiGluArgs& args, Stream& stream) {
   CheckArgs(args, activation_dtype());
-  const SwiGluParams p = {args.gate_up.As<float>(), args.out.As<__nv_bfloat16>(), args.tokens,
-                          args.dim};
+  const SwiGluParams p = {args.gate_up.As<__nv_bfloat16>(), args.out.As<__nv_bfloat16>(),
+                          args.tokens, args.dim};
   Cuda(stream).Note(LaunchSwiGlu(p, Cuda(stream).get()), "SwiGLU");
 }
 

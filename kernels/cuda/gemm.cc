@@ -78,7 +78,7 @@ cublasStatus_t Gemm::Describe(const Shape& shape, const float* bias, Plan* plan)
   };
   layout(plan->w, CUDA_R_16BF, shape.cols, shape.rows, shape.cols);
   layout(plan->x, CUDA_R_16BF, shape.cols, shape.tokens, shape.cols);
-  layout(plan->y, CUDA_R_32F, shape.rows, shape.tokens, shape.stride);
+  layout(plan->y, shape.rounded ? CUDA_R_16BF : CUDA_R_32F, shape.rows, shape.tokens, shape.stride);
   return calls.status();
 }
 
@@ -106,15 +106,18 @@ cublasStatus_t Gemm::Choose(const Shape& shape, Plan* plan) const {
 }
 
 bool Gemm::Multiply(const LinearParams& p, CudaStream& stream) {
-  float* const out = p.out + p.first_row;
+  const bool rounded = p.rounded_out != nullptr;
+  void* const out = rounded ? static_cast<void*>(p.rounded_out + p.first_row) : p.out + p.first_row;
   const float* const bias = p.bias == nullptr ? nullptr : p.bias + p.first_row;
+  if (rounded && bias != nullptr) return false;  // cuBLASLt wants both in one type
   const Shape shape = {p.part.rows,
                        p.part.cols,
                        p.tokens,
                        p.rows,
                        Alignment(p.x),
                        Alignment(out),
-                       bias == nullptr ? 0 : Alignment(bias)};
+                       bias == nullptr ? 0 : Alignment(bias),
+                       rounded};
   const cudaStream_t on = stream.get();
   auto found = plans_.find(shape);
   if (found == plans_.end()) {

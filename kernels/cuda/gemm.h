@@ -1,4 +1,5 @@
-// y = x W^T + bias through cuBLASLt: weights and x in bf16, sums, bias and y in f32.
+// y = x W^T + bias through cuBLASLt: weights and x in bf16, sums, bias and y in f32; or y in bf16,
+// without a bias.
 //
 // Owns a handle and the workspace of its products, so one stream at a time. What cuBLASLt's
 // heuristic chose is kept for each shape, the last kMostShapes of them at least in part. A row's
@@ -42,6 +43,7 @@ class Gemm {
   struct Shape {
     std::int64_t rows, cols, tokens, stride;                   // stride: between rows of y
     std::uint32_t x_alignment, out_alignment, bias_alignment;  // bytes; 0: no bias
+    bool rounded;                                              // y in bf16
     auto operator<=>(const Shape&) const = default;
   };
   struct Destroy {

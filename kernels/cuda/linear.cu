@@ -82,7 +82,8 @@ __global__ void LinearKernel(LinearParams p, bool x_aligned, bool w_aligned) {
 #pragma unroll
     for (int t = 0; t < kRows; ++t) {
       const float sum = gpu::warp_sum(sums[o][t]);
-      if (there && t < count && lane == 0) p.out[(first + t) * p.rows + output] = sum + bias;
+      if (!there || t >= count || lane != 0) continue;
+      StoreResult(p, (first + t) * p.rows + output, sum + bias);
     }
   }
 }

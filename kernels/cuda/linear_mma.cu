@@ -99,7 +99,9 @@ GPU_INLINE void Finish(const LinearParams& p, std::int64_t token, std::int64_t o
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
         const std::int64_t t = token + 16 * m + lane / 4 + i / 2 * 8;
-        if (t < p.tokens) p.out[t * p.rows + p.first_row + column] = sums[m][n][i] + bias;
+        if (t < p.tokens) {
+          StoreResult(p, t * p.rows + p.first_row + column, sums[m][n][i] + bias);
+        }
       }
     }
   }

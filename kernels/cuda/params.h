@@ -66,6 +66,7 @@ struct LinearParams {
   const __nv_bfloat16* x;
   const float* bias;
   float* out;
+  __nv_bfloat16* rounded_out;  // instead of out, unless null
   std::int64_t tokens;
   bool exact;  // W is not rounded to bf16, whatever the number of rows
 };
@@ -183,7 +184,7 @@ struct NormalizeParams {
 };
 
 struct SwiGluParams {
-  const float* gate_up;
+  const __nv_bfloat16* gate_up;
   __nv_bfloat16* out;
   std::int64_t tokens, dim;
 };

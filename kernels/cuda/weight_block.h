@@ -10,6 +10,15 @@
 
 namespace metattn::cuda {
 
+// Result `index` of a product.
+GPU_INLINE void StoreResult(const LinearParams& p, std::int64_t index, float value) {
+  if (p.rounded_out != nullptr) {
+    p.rounded_out[index] = __float2bfloat16(value);
+  } else {
+    p.out[index] = value;
+  }
+}
+
 template <int kType>
 class WeightBlock {
  public:

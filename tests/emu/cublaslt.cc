@@ -1,5 +1,6 @@
 // The part of cuBLASLt's API that the engine uses: D = alpha op(A) B + beta C (+ bias) with A and B
-// in bf16, the rest in f32, A transposed, column major.
+// in bf16, C and D in f32 or bf16 (then without a bias), the rest in f32, A transposed, column
+// major.
 //
 // A product is work of its stream, in graphs too; descriptors are read when it is enqueued. An
 // algorithm holds only for what the heuristic was asked about: shapes, strides, epilogue, and the
@@ -133,9 +134,10 @@ struct Problem {
   bool Emulated() const {
     return product.compute == CUBLAS_COMPUTE_32F && product.scale == CUDA_R_32F &&
            product.a == CUBLAS_OP_T && product.b == CUBLAS_OP_N && a.type == CUDA_R_16BF &&
-           b.type == CUDA_R_16BF && c.type == CUDA_R_32F && d.type == CUDA_R_32F &&
+           b.type == CUDA_R_16BF && c.type == d.type &&
+           (d.type == CUDA_R_32F || d.type == CUDA_R_16BF) &&
            (product.epilogue == CUBLASLT_EPILOGUE_DEFAULT ||
-            product.epilogue == CUBLASLT_EPILOGUE_BIAS);
+            (product.epilogue == CUBLASLT_EPILOGUE_BIAS && d.type == CUDA_R_32F));
   }
   bool Fits() const {
     const bool shapes = a.rows == b.rows && d.rows == a.cols && d.cols == b.cols &&
@@ -212,20 +214,40 @@ float Dot(const std::uint16_t* a, const std::uint16_t* b, std::uint64_t n) {
   return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
 }
 
+std::uint16_t ToBf16(float value) {  // to nearest even; of finite values
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  return static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+// A value of C or D.
+float Read(const void* data, const Layout& layout, std::uint64_t index) {
+  if (layout.type == CUDA_R_32F) return static_cast<const float*>(data)[index];
+  return FromBf16(static_cast<const std::uint16_t*>(data)[index]);
+}
+
+void Write(void* data, const Layout& layout, std::uint64_t index, float value) {
+  if (layout.type == CUDA_R_32F) {
+    static_cast<float*>(data)[index] = value;
+  } else {
+    static_cast<std::uint16_t*>(data)[index] = ToBf16(value);
+  }
+}
+
 void Multiply(const Problem& problem, const Places& places, float alpha, float beta) {
-  const auto at = [](auto* data, const Layout& layout, std::uint64_t column) {
-    return data + column * static_cast<std::uint64_t>(layout.stride);
+  const auto column = [](const Layout& layout, std::uint64_t n) {
+    return n * static_cast<std::uint64_t>(layout.stride);
   };
   const auto* a = static_cast<const std::uint16_t*>(places.a);
   const auto* b = static_cast<const std::uint16_t*>(places.b);
   const float* bias =
       problem.product.epilogue == CUBLASLT_EPILOGUE_BIAS ? problem.product.bias : nullptr;
   for (std::uint64_t n = 0; n < problem.d.cols; ++n) {
-    const float* c = at(static_cast<const float*>(places.c), problem.c, n);
-    float* d = at(static_cast<float*>(places.d), problem.d, n);
     for (std::uint64_t m = 0; m < problem.d.rows; ++m) {
-      const float sum = alpha * Dot(at(a, problem.a, m), at(b, problem.b, n), problem.depth());
-      d[m] = sum + (beta == 0 ? 0 : beta * c[m]) + (bias == nullptr ? 0 : bias[m]);
+      float sum = alpha * Dot(a + column(problem.a, m), b + column(problem.b, n), problem.depth());
+      if (beta != 0) sum += beta * Read(places.c, problem.c, column(problem.c, n) + m);
+      if (bias != nullptr) sum += bias[m];
+      Write(places.d, problem.d, column(problem.d, n) + m, sum);
     }
   }
 }

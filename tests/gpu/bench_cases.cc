@@ -72,11 +72,11 @@ std::vector<Case> NormCase(Rig& rig, const Shape& shape) {
 
 std::vector<Case> SwiGluCase(Rig& rig, const Shape& shape) {
   const std::int64_t values = shape.chunk * shape.hidden;
-  const SwiGluArgs args = {.gate_up = rig.In(Randoms(Size(2 * values), 6)),
+  const SwiGluArgs args = {.gate_up = rig.InActivations(Randoms(Size(2 * values), 6)),
                            .out = rig.Activations(values),
                            .tokens = shape.chunk,
                            .dim = shape.hidden};
-  return {{absl::StrCat("swiglu, ", shape.chunk, " rows"), 10.0 * static_cast<double>(values),
+  return {{absl::StrCat("swiglu, ", shape.chunk, " rows"), 6.0 * static_cast<double>(values),
            5.0 * static_cast<double>(values),
            [&rig, args] { rig.kernels().SwiGlu(args, rig.stream()); },
            ActivationReader(rig, args.out, values)}};

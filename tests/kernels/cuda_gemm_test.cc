@@ -83,6 +83,23 @@ TEST_F(CudaGemmTest, DeterministicRowsNeverMeetIt) {
   EXPECT_EQ(emu::Calls("cublasLtCreate"), 0);
 }
 
+TEST_F(CudaGemmTest, RoundsResultsThatHaveNoBias) {
+  emu::Reset();
+  Rig rig({"cuda", "", 1, false});
+  const auto matrix = Weight(rig, DType::kBF16);
+  LinearArgs args = {.weight = matrix.get(),
+                     .x = rig.InActivations(Randoms(20 * kCols, 2)),
+                     .out = rig.Activations(20 * kRows),
+                     .tokens = 20,
+                     .rounded = true};
+  rig.kernels().Linear(args, rig.stream());
+  EXPECT_EQ(Products(), 1);
+  args.bias = rig.In(Randoms(kRows, 3));
+  rig.kernels().Linear(args, rig.stream());
+  EXPECT_EQ(Products(), 1) << "cuBLASLt would want a bias in bf16";
+  rig.Finish();
+}
+
 TEST_F(CudaGemmTest, RecordsHaveItInThem) {
   emu::Reset();
   Rig rig({"cuda", "", 1, false});

@@ -68,9 +68,11 @@ TEST_P(ElementwiseTest, SwiGluIsGateTimesItsSigmoidTimesUp) {
         gate_up[0] = -100.0f;
         gate_up[2 * dim] = 100.0f;
       }
+      gate_up = rig.Rounded(gate_up);
       const View out = rig.Activations(tokens * dim);
-      rig.kernels().SwiGlu({.gate_up = rig.In(gate_up), .out = out, .tokens = tokens, .dim = dim},
-                           rig.stream());
+      rig.kernels().SwiGlu(
+          {.gate_up = rig.InActivations(gate_up), .out = out, .tokens = tokens, .dim = dim},
+          rig.stream());
       std::vector<double> expected, bound;
       for (std::int64_t t = 0; t < tokens; ++t) {
         for (std::int64_t i = 0; i < dim; ++i) {

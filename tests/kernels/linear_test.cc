@@ -14,6 +14,7 @@ struct LinearShape {
   DType dtype;
   std::int64_t tokens, rows, cols;
   bool bias = false;
+  bool rounded = false;
 };
 
 std::uint16_t Half(const std::byte* p) {
@@ -84,7 +85,9 @@ void CheckLinear(Rig& rig, const LinearShape& shape) {
   EXPECT_EQ((*matrix)->cols(), shape.cols);
   LinearArgs args{.weight = matrix->get(), .x = rig.InActivations(x), .tokens = shape.tokens};
   if (shape.bias) args.bias = rig.In(bias);
-  args.out = rig.Floats(shape.tokens * shape.rows);
+  const std::int64_t results = shape.tokens * shape.rows;
+  args.rounded = shape.rounded;
+  args.out = shape.rounded ? rig.Activations(results) : rig.Floats(results);
   rig.kernels().Linear(args, rig.stream());
 
   const std::vector<double> w =
@@ -101,9 +104,12 @@ void CheckLinear(Rig& rig, const LinearShape& shape) {
       expected.push_back(sum);
       bound.push_back(magnitude * (static_cast<double>(shape.cols + 2) * kF32 +
                                    FactorRounding(rig, shape.tokens)));
+      if (shape.rounded) bound.back() += (std::abs(sum) + bound.back()) * rig.activation_rounding();
     }
   }
-  ExpectWithin(rig.Out<float>(args.out, shape.tokens * shape.rows), expected, bound, "linear");
+  ExpectWithin(
+      shape.rounded ? rig.OutActivations(args.out, results) : rig.Out<float>(args.out, results),
+      expected, bound, "linear");
 }
 
 TEST_P(LinearTest, EqualsTheSumOfProductsForEveryTypeAndShape) {
@@ -120,6 +126,8 @@ TEST_P(LinearTest, EqualsTheSumOfProductsForEveryTypeAndShape) {
     CheckLinear(rig, {dtype, 1, 576, 1536});
     CheckLinear(rig, {dtype, 66, 130, 160, true});
     CheckLinear(rig, {dtype, 20, 0, 64});
+    for (std::int64_t tokens : {1, 7, 21}) CheckLinear(rig, {dtype, tokens, 19, 64, false, true});
+    CheckLinear(rig, {dtype, 21, 19, 64, true, true});
     if (Info(dtype).block_values > 1) continue;
     for (std::int64_t tokens : {3, 21}) {
       for (std::int64_t cols : {0, 4, 40, 45}) CheckLinear(rig, {dtype, tokens, 19, cols, true});

@@ -132,6 +132,20 @@ TEST_F(EmuCublasLt, FactorsAndBiasAreAdded) {
   EXPECT_EQ(d_.Read()[kStride + 1], 2 * Expected(1, 1) - 3 + 20);
 }
 
+TEST_F(EmuCublasLt, ResultsMayBeBf16WithoutABias) {
+  EXPECT_BLAS(cublasLtMatrixLayoutDestroy(d_layout_));
+  EXPECT_BLAS(cublasLtMatrixLayoutCreate(&d_layout_, CUDA_R_16BF, kM, kN, kStride));
+  EXPECT_BLAS(Choose());
+  EXPECT_BLAS(Multiply(d_.get()));
+  EXPECT_CUDA(cudaStreamSynchronize(stream_));
+  const std::vector<float> words = d_.Read();
+  std::vector<std::uint16_t> d(2 * words.size());
+  std::memcpy(d.data(), words.data(), d.size() * 2);
+  EXPECT_EQ(Value(d[2 * kStride + 3]), Expected(3, 2));
+  UseBias(d_.get());
+  EXPECT_EQ(Choose(), CUBLAS_STATUS_NOT_SUPPORTED);
+}
+
 TEST_F(EmuCublasLt, AGraphRepeatsIt) {
   EXPECT_BLAS(Choose());
   beta_ = 1;
