@@ -1,5 +1,6 @@
 """A real server under deploy/launch.sh, for tests: start, wait for health, signal, read its log and metrics."""
 
+import itertools
 import os
 import pathlib
 import signal
@@ -15,10 +16,20 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 BUILD = pathlib.Path(os.environ.get("METATTN_BUILD", ROOT / "build/release"))
 
 
+PORTS = itertools.cycle(range(20000, 30000))  # below those that Linux gives to connections and to Open MPI meanwhile
+for _ in range(os.getpid() % 10000):
+    next(PORTS)
+
+
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """One that nobody listens on, and that was not handed out lately."""
+    while True:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port := next(PORTS)))
+                return port
+            except OSError:
+                continue
 
 
 def processes_of(pids):
