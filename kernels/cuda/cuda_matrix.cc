@@ -7,7 +7,6 @@
 #include "kernels/types.h"
 
 namespace metattn::cuda {
-
 namespace {
 
 // The rows of the parts, one after another, without what lies between them in the file.

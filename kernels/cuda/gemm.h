@@ -5,7 +5,7 @@
 // heuristic chose is kept for each shape, the last kMostShapes of them at least in part. A row's
 // bits depend on the number of rows, because the choice does. Thread safety: as Kernels. Errors of
 // a product are noted in its stream. Cost: a product is one launch or two, and nothing waits; the
-// first of a shape asks the heuristic (tens of microseconds, also inside a record).
+// first of a shape asks the heuristic, on the host, also inside a record.
 #pragma once
 
 #include <cublasLt.h>

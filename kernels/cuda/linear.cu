@@ -4,10 +4,11 @@
 //
 // One warp one output of two tokens, or two of eight; a lane half a block of 32 weights at a time
 // (weight_block.h), so a warp has 512 columns of a row under way: 320 bytes of q4_1, 1 KiB of bf16,
-// in loads of 4 to 16 bytes a lane. Reading W once is the whole cost of decode, and what hides its
-// latency is bytes in flight: few registers, many warps. x comes from the caches, 32 bytes a lane
-// for 16 weights, which a second output of the same warp halves: from kPairRows rows on that is
-// more than W. The order of a sum is the same in both. Bytes moved: W once per two or eight tokens.
+// in loads of 2 (q8_0, q4_0) to 16 bytes a lane. Reading W once is the whole cost of decode, and
+// what hides its latency is bytes in flight: few registers, many warps. x comes from the caches, 32
+// bytes a lane for 16 weights, which a second output of the same warp halves: from kPairRows rows
+// on that is more than W. The order of a sum is the same in both. Bytes moved: W once per two or
+// eight tokens.
 #include "kernels/cuda/gpu.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/launchers.h"
@@ -108,20 +109,7 @@ cudaError_t Launch(const LinearParams& p, cudaStream_t stream) {
 cudaError_t LaunchLinear(const LinearParams& p, cudaStream_t stream) {
   if (p.tokens == 0 || p.part.rows == 0) return cudaSuccess;
   if (!p.exact && p.tokens >= kTensorRows) return LaunchLinearMma(p, stream);
-  switch (p.part.dtype) {
-    case kF32:
-      return Launch<kF32>(p, stream);
-    case kF16:
-      return Launch<kF16>(p, stream);
-    case kBF16:
-      return Launch<kBF16>(p, stream);
-    case kQ8_0:
-      return Launch<kQ8_0>(p, stream);
-    case kQ4_0:
-      return Launch<kQ4_0>(p, stream);
-    default:
-      return Launch<kQ4_1>(p, stream);
-  }
+  return ForType(p.part.dtype, [&](auto type) { return Launch<decltype(type)::value>(p, stream); });
 }
 
 }  // namespace metattn::cuda

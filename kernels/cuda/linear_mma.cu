@@ -164,20 +164,7 @@ cudaError_t Launch(const LinearParams& p, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t LaunchLinearMma(const LinearParams& p, cudaStream_t stream) {
-  switch (p.part.dtype) {
-    case kF32:
-      return Launch<kF32>(p, stream);
-    case kF16:
-      return Launch<kF16>(p, stream);
-    case kBF16:
-      return Launch<kBF16>(p, stream);
-    case kQ8_0:
-      return Launch<kQ8_0>(p, stream);
-    case kQ4_0:
-      return Launch<kQ4_0>(p, stream);
-    default:
-      return Launch<kQ4_1>(p, stream);
-  }
+  return ForType(p.part.dtype, [&](auto type) { return Launch<decltype(type)::value>(p, stream); });
 }
 
 }  // namespace metattn::cuda

@@ -4,6 +4,10 @@
 // that a thread can have the next block under way. Device code.
 #pragma once
 
+#include <cuda_runtime_api.h>
+
+#include <type_traits>
+
 #include "kernels/cuda/decode.h"
 #include "kernels/cuda/gpu.h"
 #include "kernels/cuda/params.h"
@@ -135,5 +139,24 @@ class WeightBlock {
   std::uint32_t raw_[kTimes][kWords];
   float scale_, minimum_;
 };
+
+// body(constant) with the weight's type as a constant, which kernels are compiled for. Host code.
+template <typename Body>
+cudaError_t ForType(int type, const Body& body) {
+  switch (type) {
+    case kF32:
+      return body(std::integral_constant<int, kF32>{});
+    case kF16:
+      return body(std::integral_constant<int, kF16>{});
+    case kBF16:
+      return body(std::integral_constant<int, kBF16>{});
+    case kQ8_0:
+      return body(std::integral_constant<int, kQ8_0>{});
+    case kQ4_0:
+      return body(std::integral_constant<int, kQ4_0>{});
+    default:
+      return body(std::integral_constant<int, kQ4_1>{});
+  }
+}
 
 }  // namespace metattn::cuda
