@@ -13,12 +13,13 @@
 #include "engine/model/tokenizer.h"
 #include "nlohmann/json.hpp"
 #include "tests/support/model_runner.h"
+#include "tests/support/source_path.h"
 
 namespace metattn::test {
 namespace {
 
 std::string ReadText(const std::string& path) {
-  std::ifstream in(std::string(METATTN_SOURCE_DIR) + "/" + path);
+  std::ifstream in(SourcePath(path));
   std::stringstream text;
   text << in.rdbuf();
   return text.str();

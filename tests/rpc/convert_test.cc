@@ -10,6 +10,7 @@
 #include <sstream>
 
 #include "tests/rpc/fake_engine.h"
+#include "tests/support/source_path.h"
 
 namespace metattn {
 namespace {
@@ -145,7 +146,7 @@ TEST(Convert, EveryRowOfTheRefusalTableGivesItsCodeAndNamesItsField) {
 }
 
 TEST(Convert, TheReadmeListsEveryRefusal) {
-  std::ifstream file(METATTN_SOURCE_DIR "/rpc/README.md");
+  std::ifstream file(test::SourcePath("rpc/README.md"));
   std::ostringstream readme;
   readme << file.rdbuf();
   for (const Refusal& row : kRefusals) {

@@ -12,6 +12,7 @@
 
 #include "rpc/metrics_http.h"
 #include "tests/rpc/service_fixture.h"
+#include "tests/support/source_path.h"
 
 namespace metattn {
 namespace {
@@ -40,7 +41,7 @@ struct Family {
 
 // `| name | type | unit | labels | meaning |` rows of rpc/metrics.md.
 std::map<std::string, Family> Documented() {
-  std::ifstream file(METATTN_SOURCE_DIR "/rpc/metrics.md");
+  std::ifstream file(test::SourcePath("rpc/metrics.md"));
   std::map<std::string, Family> families;
   const std::regex row(R"(\| `(metattn_\w+)` \| (\w+) \| ([^|]+) \| ([^|]*) \| ([^|]+) \|)");
   for (std::string line; std::getline(file, line);) {

@@ -10,6 +10,7 @@
 #include "google/protobuf/util/message_differencer.h"
 #include "rpc/convert_routing.h"
 #include "tests/rpc/service_fixture.h"
+#include "tests/support/source_path.h"
 
 namespace metattn {
 namespace {
@@ -85,7 +86,7 @@ TEST(Routing, EveryBadChangeIsRefusedByItsFieldAndChangesNothing) {
 }
 
 TEST(Routing, TheReadmeListsEveryRefusal) {
-  std::ifstream file(METATTN_SOURCE_DIR "/rpc/README.md");
+  std::ifstream file(test::SourcePath("rpc/README.md"));
   std::ostringstream readme;
   readme << file.rdbuf();
   for (const Refusal& row : kRefusals) {

@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "tests/support/source_path.h"
+
 namespace metattn::test {
 namespace {
 
@@ -40,7 +42,7 @@ class TextCheckpoint final : public Checkpoint {
 }  // namespace
 
 std::string FixturePath(const std::string& file) {
-  return std::string(METATTN_SOURCE_DIR) + "/tests/support/fixtures/tokenizers/" + file;
+  return SourcePath("tests/support/fixtures/tokenizers/" + file);
 }
 
 nlohmann::json FixtureJson(const std::string& file) {

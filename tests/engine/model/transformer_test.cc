@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "tests/support/model_runner.h"
+#include "tests/support/source_path.h"
 
 namespace metattn::test {
 namespace {
@@ -20,7 +21,7 @@ constexpr double kF32Rounding = 0x1p-23;
 constexpr double kBf16Rounding = 0x1p-9;  // K and V are stored in bf16, the reference keeps f32
 
 std::string ModelPath(const std::string& name) {
-  return std::string(METATTN_SOURCE_DIR) + "/tests/support/fixtures/models/" + name;
+  return SourcePath("tests/support/fixtures/models/" + name);
 }
 
 template <typename T>
