@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-from . import checkpoint, data, evaluate, export, pipeline, untrained
+from . import checkpoint, data, evaluate, export, pipeline, untrained, wikitext
 from .errors import CalibrationError
 from .model import Model
 from .paper import command as paper
@@ -46,6 +46,11 @@ def _paper(args):
     options = paper.Options(args.out, args.text, args.minutes, args.steps, args.seed, args.beta_elbo, args.engine,
                             args.engine_device, windows=args.windows, quiet=args.quiet)
     print(paper_report.markdown(paper.run(options)), end="")
+
+
+def _detokenise(args):
+    read, written = wikitext.write(args.source, args.target)
+    print(json.dumps({"read": read, "written": written}))
 
 
 def parser():
@@ -91,6 +96,10 @@ def parser():
     sub.add_argument("--seed", type=int, default=1)
     sub.add_argument("--feature-map", choices=("hedgehog", "elu1"), default="hedgehog")
     sub.set_defaults(run=_untrained)
+    sub = commands.add_parser("detokenise", help="WikiText as running text: no spaces around marks, no <unk>")
+    sub.add_argument("source", metavar="FILE", help="wiki.valid.raw, wiki.test.tokens, ...")
+    sub.add_argument("target", metavar="OUT")
+    sub.set_defaults(run=_detokenise)
     sub = commands.add_parser("paper", help="the paper's own setting from scratch: train, report, export")
     sub.add_argument("--text", metavar="FILE[:FROM-TO]", help="default: this machine's documentation")
     sub.add_argument("--out", default="paper", help="folder for report.md, report.json and the exported models")
