@@ -17,6 +17,23 @@ def greedy(client, prompt, tokens, **sampling):
     return ids, gaps
 
 
+def follow(client, prompt, expected, **sampling):
+    """Compares every step of `expected`, (ids, gaps): where a near tie went the other way, it goes on from the expected token.
+    Returns how many did."""
+    ids, gaps = expected
+    begin, ties = 0, 0
+    while begin < len(ids):
+        found, _ = greedy(client, prompt + ids[:begin], len(ids) - begin, **sampling)
+        step = next((i for i, (x, y) in enumerate(zip(found, ids[begin:])) if x != y), None)
+        if step is None:
+            break
+        assert gaps[begin + step] < NEAR_TIE, (f"prompt of {len(prompt)}: step {begin + step}, where the best token leads by "
+                                               f"{gaps[begin + step]:.4f} nats, gives {found[step]} for {ids[begin + step]}")
+        ties += 1
+        begin += step + 1
+    return ties
+
+
 def assert_same_but_for_near_ties(runs):
     """runs: {name: [(ids, gaps) of each prompt]}. Returns how many prompts parted at a near tie."""
     (first_name, first), *others = runs.items()
