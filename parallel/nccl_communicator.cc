@@ -2,46 +2,23 @@
 
 #include <cuda_runtime_api.h>
 #include <nccl.h>
-#include <pthread.h>
-#include <signal.h>
-#include <unistd.h>
 
-#include <algorithm>
-#include <chrono>
-#include <condition_variable>
-#include <cstdio>
-#include <cstring>
 #include <map>
-#include <mutex>
+#include <optional>
 #include <string>
-#include <thread>
 #include <utility>
 
 #include "absl/strings/str_format.h"
 #include "kernels/cuda/cuda_device.h"
 #include "parallel/host_tensor.h"
+#include "parallel/nccl_link.h"
 #include "parallel/wait_meter.h"
 
 namespace metattn {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
-constexpr std::chrono::milliseconds kPoll{100};
 // Timed operations between two TakeStats; then they are read early.
 constexpr std::size_t kMostTimed = 4096;
-
-double SecondsSince(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-// Words for a result that is an error.
-std::string Words(ncclResult_t result, ncclComm_t comm) {
-  const char* detail = ncclGetLastError(comm);
-  return absl::StrFormat("%s%s%s", ncclGetErrorString(result),
-                         detail != nullptr && *detail != '\0' ? ": " : "",
-                         detail == nullptr ? "" : detail);
-}
 
 class NcclCommunicator final : public Communicator {
  public:
@@ -82,9 +59,6 @@ class NcclCommunicator final : public Communicator {
     bool launched = false;  // since its times were collected
   };
 
-  absl::StatusOr<ncclUniqueId> ShareId();
-  ncclResult_t State();
-  ncclResult_t WaitUntilIdle(ncclResult_t result);
   template <typename Work>
   absl::Status Enqueue(const char* what, std::int64_t bytes, cuda::CudaStream& stream,
                        const Work& work);
@@ -96,6 +70,7 @@ class NcclCommunicator final : public Communicator {
   absl::Status Check(View view, std::int64_t count, const char* what);
   absl::Status Fail(absl::Status status) {
     dead_ = std::move(status);
+    if (link_.has_value()) link_->Abandon();
     return dead_;
   }
   absl::Status Count(std::int64_t bytes) {
@@ -103,9 +78,6 @@ class NcclCommunicator final : public Communicator {
     ++stats_.calls;
     return absl::OkStatus();
   }
-  void Watch();
-  void Look();
-  [[noreturn]] void EndLost(const std::string& what);
 
   Communicator& control_;
   const int device_;
@@ -118,89 +90,19 @@ class NcclCommunicator final : public Communicator {
   Recorded recording_;  // what the stream is recording now; bytes and calls: before it
   std::map<std::string, Recorded, std::less<>> recorded_;
   cudaEvent_t after_record_ = nullptr;
-
-  // Every call of NCCL after the start is made under the lock, which the watching thread takes too.
-  std::mutex mutex_;
-  ncclComm_t comm_ = nullptr;
-  cudaEvent_t watched_ = nullptr;  // after the operation that was enqueued last; null: none
-  const char* watched_what_ = "";
-  Clock::time_point watched_since_;
-  std::condition_variable wake_;
-  bool stop_ = false;
-  std::thread thread_;
+  std::optional<NcclLink> link_;  // with several ranks
 };
 
 // ---- start and end ------------------------------------------------------------------------------
 
-absl::StatusOr<ncclUniqueId> NcclCommunicator::ShareId() {
-  ncclUniqueId id = {};
-  ncclResult_t made = ncclSuccess;
-  std::vector<std::byte> message;
-  if (rank() == 0) {
-    made = ncclGetUniqueId(&id);
-    const auto* bytes = reinterpret_cast<const std::byte*>(id.internal);
-    // Without an id the others must hear that, too.
-    if (made == ncclSuccess) message.assign(bytes, bytes + sizeof id.internal);
-  }
-  if (absl::Status s = control_.Broadcast(message); !s.ok()) return s;
-  if (message.size() != sizeof id.internal) {
-    return absl::UnavailableError(absl::StrFormat("rank %d: rank 0 has no unique id of NCCL%s%s",
-                                                  rank(), rank() == 0 ? ": " : "",
-                                                  rank() == 0 ? Words(made, nullptr) : ""));
-  }
-  std::memcpy(id.internal, message.data(), message.size());
-  return id;
-}
-
 absl::Status NcclCommunicator::Start() {
-  const absl::StatusOr<ncclUniqueId> id = ShareId();
-  if (!id.ok()) return id.status();
-  if (const cudaError_t error = cudaSetDevice(device_); error != cudaSuccess) {
-    return cuda::FromCuda(error, absl::StrFormat("rank %d: selecting", rank()).c_str(), device_);
-  }
-  ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
-  config.blocking = 0;
-  const Clock::time_point start = Clock::now();
-  ncclResult_t result = ncclCommInitRankConfig(&comm_, size(), *id, rank(), &config);
-  while (result == ncclInProgress && SecondsSince(start) < options_.deadline_s) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    result = State();
-  }
-  if (result != ncclSuccess) {
-    const std::string words = Words(result, comm_);
-    if (comm_ != nullptr) (void)ncclCommAbort(std::exchange(comm_, nullptr));
-    if (result != ncclInProgress) {
-      return absl::UnavailableError(
-          absl::StrFormat("rank %d: NCCL cannot start on device %d: %s", rank(), device_, words));
-    }
-    return absl::DeadlineExceededError(absl::StrFormat(
-        "rank %d of %d: NCCL has not started within %.1f s: a rank is missing or cannot be reached",
-        rank(), size(), options_.deadline_s));
-  }
-  // Signals are for the program's own threads: this one starts with all of them blocked.
-  sigset_t all, before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
-  thread_ = std::thread([this] { Watch(); });
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  return absl::OkStatus();
+  link_.emplace(control_, device_, options_.deadline_s);
+  return link_->Start(control_);
 }
 
 NcclCommunicator::~NcclCommunicator() {
-  if (thread_.joinable()) {
-    {
-      const std::lock_guard lock(mutex_);
-      stop_ = true;
-    }
-    wake_.notify_all();
-    thread_.join();
-  }
+  link_.reset();
   (void)cudaSetDevice(device_);
-  if (comm_ != nullptr) {
-    // All ranks end together, or this one does not wait for the others longer than a deadline.
-    const bool ended = dead_.ok() && WaitUntilIdle(ncclCommFinalize(comm_)) == ncclSuccess;
-    (void)(ended ? ncclCommDestroy(comm_) : ncclCommAbort(comm_));
-  }
   Destroy(&timed_);
   Destroy(&recording_.timed);
   for (auto& [key, recorded] : recorded_) Destroy(&recorded.timed);
@@ -216,22 +118,6 @@ void NcclCommunicator::Destroy(std::vector<Timed>* all) {
 }
 
 // ---- operations ---------------------------------------------------------------------------------
-
-ncclResult_t NcclCommunicator::State() {
-  ncclResult_t state = ncclSuccess;
-  const ncclResult_t asked = ncclCommGetAsyncError(comm_, &state);
-  return asked == ncclSuccess ? state : asked;
-}
-
-// What a call on the non-blocking communicator comes to; ncclInProgress: past the deadline.
-ncclResult_t NcclCommunicator::WaitUntilIdle(ncclResult_t result) {
-  const Clock::time_point start = Clock::now();
-  while (result == ncclInProgress && SecondsSince(start) < options_.deadline_s) {
-    result = State();
-    if (result == ncclInProgress) std::this_thread::yield();
-  }
-  return result;
-}
 
 NcclCommunicator::Timed NcclCommunicator::NewTimed(cuda::CudaStream& stream) {
   Timed made;
@@ -259,21 +145,8 @@ absl::Status NcclCommunicator::Enqueue(const char* what, std::int64_t bytes,
   Timed& timed = NextTimed(stream);
   timed.bytes = bytes;
   stream.RecordEvent(timed.begin);
-  const std::lock_guard lock(mutex_);
-  const ncclResult_t result = WaitUntilIdle(work());
-  if (result == ncclInProgress) {
-    EndLost(absl::StrFormat("%s could not be enqueued within %.1f s", what, options_.deadline_s));
-  }
-  if (result != ncclSuccess) {
-    return Fail(absl::UnavailableError(
-        absl::StrFormat("rank %d: %s failed in NCCL: %s", rank(), what, Words(result, comm_))));
-  }
-  stream.RecordEvent(timed.end);
-  if (stream.recording()) return absl::OkStatus();
-  watched_ = timed.end;
-  watched_what_ = what;
-  watched_since_ = Clock::now();
-  return absl::OkStatus();
+  absl::Status status = link_->Issue(what, stream, timed.end, work);
+  return status.ok() ? status : Fail(std::move(status));
 }
 
 void NcclCommunicator::AfterRepeat(std::string_view key, Repeated how, Stream& stream) {
@@ -292,11 +165,7 @@ void NcclCommunicator::AfterRepeat(std::string_view key, Repeated how, Stream& s
   }
   recorded.launched = true;
   if (after_record_ == nullptr) cuda.Note(cudaEventCreate(&after_record_), "a new event");
-  cuda.RecordEvent(after_record_);
-  const std::lock_guard lock(mutex_);
-  watched_ = after_record_;
-  watched_what_ = "a recorded step";
-  watched_since_ = Clock::now();
+  link_->Watch("a recorded step", cuda, after_record_);
 }
 
 absl::Status NcclCommunicator::Check(View view, std::int64_t count, const char* what) {
@@ -310,9 +179,9 @@ absl::Status NcclCommunicator::AllReduceSum(View data, std::int64_t count, Strea
   if (size() == 1 || count == 0) return Count(0);
   auto& cuda = static_cast<cuda::CudaStream&>(stream);
   const std::int64_t bytes = count * static_cast<std::int64_t>(sizeof(float));
-  const absl::Status status = Enqueue("all-reduce", bytes, cuda, [&] {
+  const absl::Status status = Enqueue("all-reduce", bytes, cuda, [&](ncclComm_t comm) {
     return ncclAllReduce(data.As<float>(), data.As<float>(), static_cast<std::size_t>(count),
-                         ncclFloat32, ncclSum, comm_, cuda.get());
+                         ncclFloat32, ncclSum, comm, cuda.get());
   });
   return status.ok() ? Count(2 * bytes * (size() - 1) / size()) : status;
 }
@@ -341,19 +210,19 @@ absl::Status NcclCommunicator::GatherV(View send, View recv, std::span<const std
   }
   const std::int64_t moved = receives ? total - counts[self] : counts[self];
   if (moved == 0) return Count(0);
-  const auto work = [&]() -> ncclResult_t {
+  const auto work = [&](ncclComm_t comm) -> ncclResult_t {
     ncclResult_t first = ncclGroupStart();
     const auto note = [&](ncclResult_t result) {
       if (first == ncclSuccess) first = result;
     };
     if (!receives) {
       note(ncclSend(send.As<float>(), static_cast<std::size_t>(counts[self]), ncclFloat32, root,
-                    comm_, cuda.get()));
+                    comm, cuda.get()));
     }
     float* to = recv.As<float>();
     for (int r = 0; receives && r < size(); to += counts[static_cast<std::size_t>(r++)]) {
       const auto count = static_cast<std::size_t>(counts[static_cast<std::size_t>(r)]);
-      if (r != root && count > 0) note(ncclRecv(to, count, ncclFloat32, r, comm_, cuda.get()));
+      if (r != root && count > 0) note(ncclRecv(to, count, ncclFloat32, r, comm, cuda.get()));
     }
     const ncclResult_t ended = ncclGroupEnd();
     return first == ncclSuccess ? ended : first;
@@ -389,49 +258,6 @@ CommStats NcclCommunicator::TakeStats() {
   stats.wait_seconds = meter_.TakeWait() + control.wait_seconds;
   stats.transfer_seconds = meter_.TakeTransfer() + control.transfer_seconds;
   return stats;
-}
-
-// ---- faults -------------------------------------------------------------------------------------
-
-void NcclCommunicator::Watch() {
-  (void)cudaSetDevice(device_);
-  // What this thread asks must not spoil a graph that another captures meanwhile.
-  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
-  (void)cudaThreadExchangeStreamCaptureMode(&mode);
-  std::unique_lock lock(mutex_);
-  while (!wake_.wait_for(lock, kPoll, [this] { return stop_; })) Look();
-}
-
-void NcclCommunicator::Look() {
-  const ncclResult_t state = State();
-  if (state != ncclSuccess && state != ncclInProgress) {
-    EndLost(absl::StrFormat("NCCL reports: %s; the last operation was: %s", Words(state, comm_),
-                            watched_what_));
-  }
-  const double age = SecondsSince(watched_since_);
-  if (watched_ == nullptr || age <= options_.deadline_s) return;
-  if (cudaEventQuery(watched_) == cudaErrorNotReady) {
-    EndLost(
-        absl::StrFormat("%s, or one before it in its stream, has not finished after %.1f s "
-                        "(deadline %.1f s)",
-                        watched_what_, age, options_.deadline_s));
-  }
-  watched_ = nullptr;  // done; what went wrong otherwise its stream's Synchronize says
-}
-
-// The caller may wait for the device for ever, so nothing but the process's end helps.
-void NcclCommunicator::EndLost(const std::string& what) {
-  const std::string line =
-      absl::StrFormat("metattn: rank %d of %d: %s: a peer is lost or wedged; ending this process\n",
-                      rank(), size(), what);
-  [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, line.data(), line.size());
-  std::thread([] {  // should the abort hang
-    std::this_thread::sleep_for(std::chrono::seconds(2));
-    ::_exit(kPeerLostExit);
-  })
-      .detach();
-  (void)ncclCommAbort(comm_);
-  ::_exit(kPeerLostExit);
 }
 
 }  // namespace

@@ -25,7 +25,8 @@ MAY_INCLUDE = {
 }
 KERNELS_FOR_PARALLEL = ("kernels/types.h", "kernels/device.h", "kernels/check.h")
 # (file, header): the NCCL body takes the CUDA stream out of a Stream.
-ALSO_FOR_PARALLEL = [("parallel/nccl_communicator.cc", "kernels/cuda/cuda_device.h")]
+ALSO_FOR_PARALLEL = [("parallel/nccl_communicator.cc", "kernels/cuda/cuda_device.h"),
+                     ("parallel/nccl_link.h", "kernels/cuda/cuda_device.h")]
 
 # Libraries whose headers are written with quotes.
 QUOTED_LIBRARIES = ("absl/", "gtest/", "gmock/", "benchmark/", "google/", "grpcpp/", "grpc/", "spdlog/", "CLI/",
@@ -34,8 +35,8 @@ QUOTED_LIBRARIES = ("absl/", "gtest/", "gmock/", "benchmark/", "google/", "grpcp
 # (vendor, header pattern, files that may include it as full-match patterns)
 VENDOR_HEADERS = [
     ("MPI", r"mpi\.h$", [r"parallel/mpi_\w+\.(cc|h)", r"tests/emu/(self/)?nccl\w*\.(cc|h)"]),
-    ("NCCL", r"nccl\.h$", [r"parallel/nccl_\w+\.cc", r"tests/emu/(self/)?nccl\w*\.(cc|h)"]),
-    ("CUDA", r"cuda\w*\.h$|cublas\w*\.h$", [r"kernels/cuda/.*", r"parallel/nccl_\w+\.cc", r"tests/(emu|gpu)/.*",
+    ("NCCL", r"nccl\.h$", [r"parallel/nccl_\w+\.cc", r"parallel/nccl_link\.h", r"tests/emu/(self/)?nccl\w*\.(cc|h)"]),
+    ("CUDA", r"cuda\w*\.h$|cublas\w*\.h$", [r"kernels/cuda/.*", r"parallel/nccl_(\w+\.cc|link\.h)", r"tests/(emu|gpu)/.*",
                                                  r"tests/parallel/nccl_\w+\.cc"]),
     ("SQLite", r"sqlite3\.h$", [r"rpc/job_store\w*\.cc"]),
     ("gRPC", r"grpc(pp)?/", [r"rpc/.*", r"tests/(rpc|support|e2e)/.*"]),
