@@ -4,12 +4,10 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <climits>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <memory>
 #include <optional>
 #include <string>
@@ -20,6 +18,7 @@
 #include "parallel/doorbell.h"
 #include "parallel/host_tensor.h"
 #include "parallel/launch_env.h"
+#include "parallel/mpi_world.h"
 #include "parallel/shared_sum.h"
 #include "parallel/wait_meter.h"
 #include "parallel/watchdog.h"
@@ -34,10 +33,8 @@ constexpr std::int64_t kMaxMessageBytes = std::int64_t{1} << 30;
 // Ordered sums gather and add a part of this many values at a time: the gathered copies of all
 // ranks then stay in cache and scratch memory is bounded whatever the batch.
 constexpr std::int64_t kOrderedPart = std::int64_t{16} << 10;
-// Between ranks of one host larger sums go through shared memory (README.md has both times). With
-// many ranks every one reading every slot would cost more than MPI's halving.
+// Between ranks of one host larger sums go through shared memory (README.md has both times).
 constexpr std::int64_t kSharedSumFloats = 8 * 1024;
-constexpr int kSharedSumRanks = 4;
 constexpr std::int64_t kReducePart = std::int64_t{1} << 28;  // MPI counts are ints
 // Processes start one after another, so a short deadline of operations says nothing about this.
 constexpr double kStartSeconds = 30;
@@ -51,15 +48,6 @@ constexpr auto kBellTimeout = std::chrono::milliseconds(50);
 constexpr auto kPollSleep = std::chrono::microseconds(300);
 
 double Seconds(Clock::duration d) { return std::chrono::duration<double>(d).count(); }
-
-absl::Status FromMpi(int code, int rank, const char* operation) {
-  if (code == MPI_SUCCESS) return absl::OkStatus();
-  char text[MPI_MAX_ERROR_STRING] = "unknown error";
-  int length = 0;
-  MPI_Error_string(code, text, &length);
-  return absl::UnavailableError(
-      absl::StrFormat("rank %d: %s failed in MPI: %s", rank, operation, text));
-}
 
 // Runs on the watchdog's thread while the main thread is stuck inside MPI, which may hold any
 // lock: no MPI call, no allocation, no exit handlers.
@@ -75,17 +63,6 @@ absl::Status FromMpi(int code, int rank, const char* operation) {
   }
   ::_exit(kPeerLostExit);
 }
-
-// What the ranks agree on at the start.
-struct World {
-  MPI_Comm comm = MPI_COMM_NULL;  // our own copy of MPI_COMM_WORLD
-  int rank = 0;
-  int size = 1;
-  bool one_host = false;             // all ranks share memory
-  MPI_Win window = MPI_WIN_NULL;     // the host's shared memory: a bell, then slots of sums
-  Doorbell::Shared* bell = nullptr;  // only on the host of rank 0
-  void* sum = nullptr;               // of a SharedSum; only when all ranks share a host
-};
 
 class MpiCommunicator final : public Communicator {
  public:
@@ -107,8 +84,7 @@ class MpiCommunicator final : public Communicator {
     // process that ends without finalising as failed, which is then the truth.
     if (!dead_.ok()) return;
     watchdog_.Begin("finalising MPI", Clock::now());
-    if (world_.window != MPI_WIN_NULL) MPI_Win_free(&world_.window);
-    MPI_Comm_free(&world_.comm);
+    LeaveWorld(&world_);
     MPI_Finalize();
     watchdog_.End();
   }
@@ -370,65 +346,6 @@ class MpiCommunicator final : public Communicator {
   std::vector<MPI_Request> requests_;
 };
 
-// Collective among the ranks of one host: shared memory of MPI's making, which goes when the last
-// rank does, however it ends. nullptr on every rank unless all have it; else zeroed, on a cache
-// line.
-void* ShareMemory(MPI_Comm host, std::size_t bytes, MPI_Win* window) {
-  int rank = 0;
-  MPI_Comm_rank(host, &rank);
-  void* memory = nullptr;
-  const auto asked = static_cast<MPI_Aint>(rank == 0 ? bytes + SharedSum::kAlignment : 0);
-  if (MPI_Win_allocate_shared(asked, 1, MPI_INFO_NULL, host, &memory, window) == MPI_SUCCESS) {
-    MPI_Aint size = 0;
-    int unit = 0;
-    MPI_Win_shared_query(*window, 0, &size, &unit, &memory);
-    auto space = static_cast<std::size_t>(size);
-    memory = std::align(SharedSum::kAlignment, bytes, memory, space);
-    if (rank == 0 && memory != nullptr) std::memset(memory, 0, bytes);
-  }
-  // All have it or none uses it; and nobody looks at it before it is zeroed.
-  int mine = memory != nullptr ? 1 : 0, everyones = 0;
-  MPI_Allreduce(&mine, &everyones, 1, MPI_INT, MPI_MIN, host);
-  return everyones != 0 ? memory : nullptr;
-}
-
-// Collective. Who shares memory: the bell on rank 0's host (others poll), sums where one host has
-// all.
-int JoinHost(World* world) {
-  MPI_Comm host;
-  int code =
-      MPI_Comm_split_type(world->comm, MPI_COMM_TYPE_SHARED, world->rank, MPI_INFO_NULL, &host);
-  if (code != MPI_SUCCESS) return code;
-  int ranks_here = 0, has_root = world->rank == 0 ? 1 : 0;
-  MPI_Comm_size(host, &ranks_here);
-  MPI_Bcast(&has_root, 1, MPI_INT, 0, host);  // ordered by world rank: rank 0 is its host's first
-  int same = ranks_here == world->size ? 1 : 0, all_same = 0;
-  code = MPI_Allreduce(&same, &all_same, 1, MPI_INT, MPI_MIN, world->comm);
-  world->one_host = all_same != 0;
-  if (has_root != 0 && ranks_here > 1) {
-    const bool sums = world->one_host && ranks_here <= kSharedSumRanks;
-    const std::size_t bytes = sizeof(Doorbell::Shared) + (sums ? SharedSum::Bytes(ranks_here) : 0);
-    auto* memory = static_cast<std::byte*>(ShareMemory(host, bytes, &world->window));
-    world->bell = reinterpret_cast<Doorbell::Shared*>(memory);
-    if (memory != nullptr && sums) world->sum = memory + sizeof(Doorbell::Shared);
-  }
-  MPI_Comm_free(&host);
-  return code;
-}
-
-// Collective, after MPI_Init.
-absl::StatusOr<World> JoinWorld() {
-  World world;
-  MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
-  MPI_Comm_rank(MPI_COMM_WORLD, &world.rank);
-  MPI_Comm_size(MPI_COMM_WORLD, &world.size);
-  int code = MPI_Comm_dup(MPI_COMM_WORLD, &world.comm);
-  if (code == MPI_SUCCESS) code = JoinHost(&world);
-  if (code != MPI_SUCCESS) return FromMpi(code, world.rank, "joining the world");
-  MPI_Comm_set_errhandler(world.comm, MPI_ERRORS_RETURN);
-  return world;
-}
-
 }  // namespace
 
 bool UnderMpirun() { return ReadLaunchEnv().launched; }
@@ -459,7 +376,7 @@ absl::StatusOr<std::unique_ptr<Communicator>> MakeMpiCommunicator(const CommOpti
     return absl::FailedPreconditionError(
         "this MPI library lacks MPI_THREAD_MULTIPLE; use one built with it (Open MPI is)");
   }
-  absl::StatusOr<World> world = JoinWorld();
+  absl::StatusOr<World> world = JoinWorld(MPI_COMM_WORLD);
   if (!world.ok()) return world.status();
   return std::make_unique<MpiCommunicator>(*world, options);
 }
