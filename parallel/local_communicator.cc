@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_format.h"
 #include "parallel/host_tensor.h"
+#include "parallel/transfers.h"
 
 namespace metattn {
 namespace {
@@ -23,8 +24,9 @@ struct Call {
   const char* operation = "";
   std::int64_t count = 0;
   int root = 0;
-  const void* memory = nullptr;  // where the others read this rank's data
-  bool patient = false;          // ranks other than root wait for root for ever
+  const void* memory = nullptr;        // where the others read this rank's data
+  bool patient = false;                // ranks other than root wait for root for ever
+  const Messages* messages = nullptr;  // of an exchange
 };
 
 // Where the ranks meet. Begin returns when all have brought their Call, Finish when all are done
@@ -34,6 +36,7 @@ class Hub {
  public:
   Hub(int size, const CommOptions& options)
       : size_(size),
+        options_(options),
         deadline_(std::chrono::duration_cast<Clock::duration>(
             std::chrono::duration<double>(options.deadline_s))),
         calls_(size),
@@ -73,6 +76,7 @@ class Hub {
   }
 
   const Call& call(int rank) const { return calls_[rank]; }  // valid between Begin and Finish
+  const CommOptions& options() const { return options_; }
 
  private:
   // Returns the number of the meeting this rank waits for; the last to come completes it.
@@ -125,6 +129,18 @@ class Hub {
           a.operation, a.count, a.root, r, b.operation, b.count, b.root)));
       return dead_;
     }
+    return MessagesFit();
+  }
+
+  absl::Status MessagesFit() {
+    for (int from = 0; calls_[0].messages != nullptr && from < size_; ++from) {
+      for (int to = 0; to < size_; ++to) {
+        absl::Status s = CheckPair(*calls_[from].messages, from, *calls_[to].messages, to);
+        if (s.ok()) continue;
+        Die(std::move(s));
+        return dead_;
+      }
+    }
     return absl::OkStatus();
   }
 
@@ -142,6 +158,7 @@ class Hub {
   }
 
   const int size_;
+  const CommOptions options_;
   const Clock::duration deadline_;
   std::mutex mutex_;
   std::condition_variable changed_;
@@ -189,9 +206,66 @@ class LocalCommunicator final : public Communicator {
       if (rank_ != root) return;
       float* out = recv.As<float>();
       for (int r = 0; r < size_; out += counts[r], ++r) {
-        CopyIfApart(out, hub_->call(r).memory, static_cast<std::size_t>(counts[r]) * sizeof(float));
+        CopyIfApart(out, hub_->call(r).memory, counts[r] * 4);
       }
     });
+  }
+
+  absl::Status Exchange(std::span<const Transfer> sends, std::span<const Transfer> recvs,
+                        Stream& stream) override {
+    const Messages mine = {sends, recvs};
+    absl::Status s = stream.Synchronize();
+    if (s.ok()) s = CheckMessages(mine, rank_, size_);
+    if (!s.ok()) return hub_->Fail(std::move(s));
+    Call call{"exchange"};
+    call.messages = &mine;
+    return Run(call, false, BytesToAndFromOthers(mine, rank_), [&] {
+      for (int r = 0; r < size_; ++r) {
+        const auto copy = [](const Transfer& send, const Transfer& recv) {
+          CopyIfApart(recv.data.As<std::byte>(), send.data.As<std::byte>(), send.bytes);
+        };
+        ForPairs(*hub_->call(r).messages, r, mine, rank_, copy);
+      }
+    });
+  }
+
+  absl::Status AllGatherV(View own, View all, std::span<const std::int64_t> counts,
+                          Stream& stream) override {
+    const std::int64_t total = SumOfCounts(counts);
+    if (std::ssize(counts) != size_ || total < 0) {
+      return hub_->Fail(absl::InternalError(
+          absl::StrFormat("rank %d: all-gather with %d counts (sum %d) among %d ranks", rank_,
+                          counts.size(), total, size_)));
+    }
+    if (absl::Status s = Ready(stream, own, counts[rank_], "all-gather"); !s.ok()) return s;
+    if (absl::Status s = Ready(stream, all, total, "all-gather"); !s.ok()) return s;
+    return Run({"all-gather", total, 0, own.As<float>()}, false, (total - counts[rank_]) * 4, [&] {
+      auto* out = all.As<float>();
+      for (int r = 0; r < size_; out += counts[r], ++r) {
+        CopyIfApart(out, hub_->call(r).memory, counts[r] * 4);
+      }
+    });
+  }
+
+  absl::Status BroadcastFrom(int root, View data, std::int64_t bytes, Stream& stream) override {
+    absl::Status s = stream.Synchronize();
+    if (s.ok()) s = CheckRoot(root, rank_, size_, "broadcast of a tensor");
+    if (s.ok()) s = CheckBytes(data, bytes, rank_, "broadcast of a tensor");
+    if (!s.ok()) return hub_->Fail(std::move(s));
+    const std::int64_t moved = size_ == 1 ? 0 : rank_ == root ? bytes * (size_ - 1) : bytes;
+    return Run({"broadcast of a tensor", bytes, root, data.As<std::byte>()}, false, moved,
+               [&] { CopyIfApart(data.As<std::byte>(), hub_->call(root).memory, bytes); });
+  }
+
+  absl::StatusOr<std::unique_ptr<Communicator>> NewChannel() override {
+    std::shared_ptr<Hub> hub;
+    if (rank_ == 0) hub = std::make_shared<Hub>(size_, hub_->options());
+    double waited = 0;
+    const Call call{"opening of a channel", 0, 0, &hub};
+    if (absl::Status s = hub_->Begin(rank_, call, &waited); !s.ok()) return s;
+    if (rank_ != 0) hub = *static_cast<const std::shared_ptr<Hub>*>(hub_->call(0).memory);
+    hub_->Finish(rank_);
+    return std::make_unique<LocalCommunicator>(rank_, size_, std::move(hub));
   }
 
   absl::Status Broadcast(std::vector<std::byte>& message) override {
@@ -215,7 +289,7 @@ class LocalCommunicator final : public Communicator {
     return Run({"gather of records", bytes, 0, record.data()}, false,
                rank_ == 0 ? bytes * (size_ - 1) : bytes, [&] {
                  for (int r = 0; rank_ == 0 && r < size_; ++r) {
-                   CopyIfApart(all.data() + r * record.size(), hub_->call(r).memory, record.size());
+                   CopyIfApart(all.data() + r * bytes, hub_->call(r).memory, bytes);
                  }
                });
   }
@@ -263,10 +337,6 @@ class LocalCommunicator final : public Communicator {
     }
     SumInRankOrder(std::vector<const float*>(parts.begin(), parts.end()), end - begin, parts[0]);
     for (int r = 1; r < size_; ++r) std::copy_n(parts[0], end - begin, parts[r]);
-  }
-
-  static void CopyIfApart(void* to, const void* from, std::size_t bytes) {
-    if (bytes != 0 && to != from) std::memcpy(to, from, bytes);
   }
 
   const int rank_;

@@ -18,8 +18,10 @@
 #include "parallel/doorbell.h"
 #include "parallel/host_tensor.h"
 #include "parallel/launch_env.h"
+#include "parallel/mpi_exchange.h"
 #include "parallel/mpi_world.h"
 #include "parallel/shared_sum.h"
+#include "parallel/transfers.h"
 #include "parallel/wait_meter.h"
 #include "parallel/watchdog.h"
 
@@ -28,7 +30,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int kBroadcastTag = 1;
 constexpr std::int64_t kMaxMessageBytes = std::int64_t{1} << 30;
 // Ordered sums gather and add a part of this many values at a time: the gathered copies of all
 // ranks then stay in cache and scratch memory is bounded whatever the batch.
@@ -36,6 +37,8 @@ constexpr std::int64_t kOrderedPart = std::int64_t{16} << 10;
 // Between ranks of one host larger sums go through shared memory (README.md has both times).
 constexpr std::int64_t kSharedSumFloats = 8 * 1024;
 constexpr std::int64_t kReducePart = std::int64_t{1} << 28;  // MPI counts are ints
+constexpr std::int64_t kBroadcastPart = std::int64_t{8}
+                                        << 20;  // as well; small enough to be tested
 // Processes start one after another, so a short deadline of operations says nothing about this.
 constexpr double kStartSeconds = 30;
 // A receiver that has just worked expects the next plan within a step's host work, so it looks
@@ -64,18 +67,23 @@ double Seconds(Clock::duration d) { return std::chrono::duration<double>(d).coun
   ::_exit(kPeerLostExit);
 }
 
+enum class Whose { kProcess, kChannel };
+
 class MpiCommunicator final : public Communicator {
  public:
-  MpiCommunicator(const World& world, const CommOptions& options)
-      : world_(world),
+  MpiCommunicator(const World& world, const CommOptions& options, Whose whose)
+      : whose_(whose),
+        world_(world),
         comm_(world.comm),
         rank_(world.rank),
         size_(world.size),
         options_(options),
         bell_(world.bell),
-        watchdog_(options.deadline_s, [this](const char* operation, double seconds) {
-          EndLostWorld(rank_, size_, options_.deadline_s, operation, seconds);
-        }) {
+        watchdog_(options.deadline_s,
+                  [this](const char* operation, double seconds) {
+                    EndLostWorld(rank_, size_, options_.deadline_s, operation, seconds);
+                  }),
+        exchange_(world.comm, world.rank) {
     if (world.sum != nullptr) shared_sum_.emplace(world.sum, rank_, size_, options.spin);
   }
 
@@ -83,9 +91,10 @@ class MpiCommunicator final : public Communicator {
     // After a failure peers may be gone and finalising would wait for them; mpirun treats a
     // process that ends without finalising as failed, which is then the truth.
     if (!dead_.ok()) return;
-    watchdog_.Begin("finalising MPI", Clock::now());
+    const bool last = whose_ == Whose::kProcess;
+    watchdog_.Begin(last ? "finalising MPI" : "closing a channel", Clock::now());
     LeaveWorld(&world_);
-    MPI_Finalize();
+    if (last) MPI_Finalize();
     watchdog_.End();
   }
 
@@ -121,13 +130,7 @@ class MpiCommunicator final : public Communicator {
     if (rank_ == root) {
       if (absl::Status s = Ready(stream, recv, total, "gather"); !s.ok()) return s;
     }
-    int offset = 0;
-    lengths_.resize(size_);
-    offsets_.resize(size_);
-    for (int r = 0; r < size_; offset += lengths_[r], ++r) {
-      lengths_[r] = static_cast<int>(counts[r]);
-      offsets_[r] = offset;
-    }
+    LayOut(counts);
     const float* from = send.As<float>();
     auto* to = rank_ == root ? recv.As<float>() : nullptr;
     const bool in_place = to != nullptr && from == to + offsets_[rank_];
@@ -136,6 +139,72 @@ class MpiCommunicator final : public Communicator {
       return MPI_Gatherv(in_place ? MPI_IN_PLACE : from, lengths_[rank_], MPI_FLOAT, to,
                          lengths_.data(), offsets_.data(), MPI_FLOAT, root, comm_);
     });
+  }
+
+  absl::Status Exchange(std::span<const Transfer> sends, std::span<const Transfer> recvs,
+                        Stream& stream) override {
+    const Messages mine = {sends, recvs};
+    if (!dead_.ok()) return dead_;
+    absl::Status s = stream.Synchronize();
+    if (s.ok()) s = CheckMessages(mine, rank_, size_);
+    if (s.ok()) s = exchange_.CheckSizes(sends, recvs);
+    if (!s.ok()) return Fail(std::move(s));
+    ForPairs(mine, rank_, mine, rank_, [](const Transfer& send, const Transfer& recv) {
+      CopyIfApart(recv.data.As<std::byte>(), send.data.As<std::byte>(), send.bytes);
+    });
+    const std::int64_t bytes = BytesToAndFromOthers(mine, rank_);
+    const Clock::time_point start = Begin("exchange");
+    s = exchange_.Run(sends, recvs);
+    exchange_meter_.Estimated(bytes, End(start));
+    return s.ok() ? Count(bytes) : Fail(std::move(s));
+  }
+
+  absl::Status AllGatherV(View own, View all, std::span<const std::int64_t> counts,
+                          Stream& stream) override {
+    const std::int64_t total = SumOfCounts(counts);
+    if (std::ssize(counts) != size_ || total < 0 || total > INT_MAX) {
+      return Fail(absl::InternalError(
+          absl::StrFormat("rank %d: all-gather with %d counts (sum %d) among %d ranks", rank_,
+                          counts.size(), total, size_)));
+    }
+    if (absl::Status s = Ready(stream, own, counts[rank_], "all-gather"); !s.ok()) return s;
+    if (absl::Status s = Ready(stream, all, total, "all-gather"); !s.ok()) return s;
+    LayOut(counts);
+    // In place is something that MPI wants of all ranks or none.
+    auto* to = all.As<float>();
+    if (total > 0) CopyIfApart(to + offsets_[rank_], own.As<float>(), counts[rank_] * 4);
+    if (size_ == 1 || total == 0) return Count(0);
+    return Collective("all-gather", total * 4, (total - counts[rank_]) * 4, [&] {
+      return MPI_Allgatherv(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, to, lengths_.data(),
+                            offsets_.data(), MPI_FLOAT, comm_);
+    });
+  }
+
+  absl::Status BroadcastFrom(int root, View data, std::int64_t bytes, Stream& stream) override {
+    if (!dead_.ok()) return dead_;
+    absl::Status s = stream.Synchronize();
+    if (s.ok()) s = CheckRoot(root, rank_, size_, "broadcast of a tensor");
+    if (s.ok()) s = CheckBytes(data, bytes, rank_, "broadcast of a tensor");
+    if (!s.ok()) return Fail(std::move(s));
+    if (size_ == 1 || bytes == 0) return Count(0);
+    const std::int64_t moved = rank_ == root ? bytes * (size_ - 1) : bytes;
+    return Collective("broadcast of a tensor", bytes, moved, [&] {
+      int code = MPI_SUCCESS;
+      for (std::int64_t at = 0; at < bytes && code == MPI_SUCCESS; at += kBroadcastPart) {
+        const int n = static_cast<int>(std::min(kBroadcastPart, bytes - at));
+        code = MPI_Bcast(data.As<std::byte>() + at, n, MPI_BYTE, root, comm_);
+      }
+      return code;
+    });
+  }
+
+  absl::StatusOr<std::unique_ptr<Communicator>> NewChannel() override {
+    if (!dead_.ok()) return dead_;
+    const Clock::time_point start = Begin("opening of a channel");
+    const absl::StatusOr<World> world = JoinWorld(comm_);
+    End(start);
+    if (!world.ok()) return Fail(world.status());
+    return std::make_unique<MpiCommunicator>(*world, options_, Whose::kChannel);
   }
 
   absl::Status Broadcast(std::vector<std::byte>& message) override {
@@ -173,8 +242,8 @@ class MpiCommunicator final : public Communicator {
 
   CommStats TakeStats() override {
     CommStats stats = std::exchange(stats_, {});
-    stats.wait_seconds = meter_.TakeWait();
-    stats.transfer_seconds = meter_.TakeTransfer();
+    stats.wait_seconds = meter_.TakeWait() + exchange_meter_.TakeWait();
+    stats.transfer_seconds = meter_.TakeTransfer() + exchange_meter_.TakeTransfer();
     return stats;
   }
 
@@ -184,6 +253,16 @@ class MpiCommunicator final : public Communicator {
     absl::Status s = stream.Synchronize();
     if (s.ok()) s = CheckFloats(view, count, rank_, what);
     return s.ok() ? s : Fail(std::move(s));
+  }
+
+  void LayOut(std::span<const std::int64_t> counts) {
+    int offset = 0;
+    lengths_.resize(size_);
+    offsets_.resize(size_);
+    for (int r = 0; r < size_; offset += lengths_[r], ++r) {
+      lengths_[r] = static_cast<int>(counts[r]);
+      offsets_[r] = offset;
+    }
   }
 
   absl::Status Fail(absl::Status status) {
@@ -327,6 +406,7 @@ class MpiCommunicator final : public Communicator {
     }
   }
 
+  const Whose whose_;
   World world_;
   const MPI_Comm comm_;
   const int rank_;
@@ -335,8 +415,11 @@ class MpiCommunicator final : public Communicator {
   Doorbell bell_;  // used only where world_.bell is
   Watchdog watchdog_;
   absl::Status dead_;
-  CommStats stats_;  // calls and bytes; the seconds are the meter's
+  CommStats stats_;  // calls and bytes; the seconds are the meters'
   WaitMeter meter_;
+  // Of its own: ranks name different sizes, and the other counts them to decide alike on all.
+  WaitMeter exchange_meter_;
+  MpiExchange exchange_;
   std::optional<SharedSum> shared_sum_;
   Clock::time_point last_call_ = Clock::now();
   // Scratch, kept between calls.
@@ -378,7 +461,7 @@ absl::StatusOr<std::unique_ptr<Communicator>> MakeMpiCommunicator(const CommOpti
   }
   absl::StatusOr<World> world = JoinWorld(MPI_COMM_WORLD);
   if (!world.ok()) return world.status();
-  return std::make_unique<MpiCommunicator>(*world, options);
+  return std::make_unique<MpiCommunicator>(*world, options, Whose::kProcess);
 }
 
 void AbortAll(int exit_code) {

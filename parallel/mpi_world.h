@@ -25,6 +25,9 @@ struct World {
   void* sum = nullptr;               // of a SharedSum; only when all ranks share a host
 };
 
+// Of point-to-point messages.
+inline constexpr int kBroadcastTag = 1, kExchangeTag = 2;
+
 absl::StatusOr<World> JoinWorld(MPI_Comm parent);
 void LeaveWorld(World* world);
 
