@@ -2,59 +2,17 @@
 
 #include <bit>
 #include <cmath>
-#include <memory>
 #include <numeric>
 #include <thread>
 
 #include "absl/strings/str_format.h"
-#include "kernels/check.h"
+#include "tests/parallel/contract_support.h"
 
 namespace metattn {
 namespace {
 
 // Empty, one, a row of the real model, remainders of every likely chunk, and one above 1 MiB.
 constexpr std::int64_t kCounts[] = {0, 1, 3, 64, 576, 1000, 4097, 65536 + 7, 300001};
-
-absl::Status Differs(const Communicator& comm, const char* what, std::int64_t at, double expected,
-                     double actual) {
-  return absl::InternalError(absl::StrFormat("rank %d of %d: %s, place %d: expected %.9g, got %.9g",
-                                             comm.rank(), comm.size(), what, at, expected, actual));
-}
-
-// Floats in the device's memory, written and read by copies on a stream of their own.
-class Floats {
- public:
-  Floats(Device& device, std::int64_t count, float value = 0)
-      : device_(device),
-        stream_(device.NewStream().value()),
-        buffer_(device.Allocate(static_cast<std::size_t>(count) * sizeof(float)).value()),
-        values_(static_cast<std::size_t>(count), value) {
-    Write();
-  }
-
-  std::vector<float>& values() { return values_; }
-  float& operator[](std::int64_t i) { return values_[static_cast<std::size_t>(i)]; }
-  void Write() {  // another stream may go on with it
-    device_.CopyIn(values_.data(), {&buffer_}, bytes(), *stream_);
-    METATTN_CHECK(stream_->Synchronize().ok(), "writing floats");
-  }
-  absl::Status Read() {
-    device_.CopyOut({&buffer_}, values_.data(), bytes(), *stream_);
-    return stream_->Synchronize();
-  }
-  View view(std::int64_t at = 0) const {
-    return {&buffer_, static_cast<std::size_t>(at) * sizeof(float)};
-  }
-  Stream& stream() { return *stream_; }
-
- private:
-  std::size_t bytes() const { return values_.size() * sizeof(float); }
-
-  Device& device_;
-  std::unique_ptr<Stream> stream_;
-  Buffer buffer_;
-  std::vector<float> values_;
-};
 
 // Whole numbers below 2^24 add without rounding in any order: value(r, i) = (r + 1) * (i % 1000 -
 // 300), whose sum over ranks is R (R + 1) / 2 times the bracket.
@@ -284,17 +242,23 @@ absl::Status TransportIsNamed(Communicator& comm, Device&, bool) {
 }  // namespace
 
 const std::vector<ContractCheck>& ContractChecks() {
-  static const std::vector<ContractCheck> checks = {
-      {"AllReduceGivesTheClosedFormSum", AllReduceGivesTheClosedFormSum},
-      {"OrderedSumIsBitwiseTheSumInRankOrder", OrderedSumIsBitwiseTheSumInRankOrder},
-      {"GatherVLaysPartsOutInRankOrder", GatherVLaysPartsOutInRankOrder},
-      {"BroadcastBringsEveryLength", BroadcastBringsEveryLength},
-      {"GatherRecordsKeepsRankOrder", GatherRecordsKeepsRankOrder},
-      {"MixedOperationsStayInOrder", MixedOperationsStayInOrder},
-      {"StatsCountCallsAndBytesAndStartAgain", StatsCountCallsAndBytesAndStartAgain},
-      {"StatsTellALatePeerFromASlowTransfer", StatsTellALatePeerFromASlowTransfer},
-      {"TransportIsNamed", TransportIsNamed},
-  };
+  static const std::vector<ContractCheck> checks = [] {
+    std::vector<ContractCheck> all = {
+        {"AllReduceGivesTheClosedFormSum", AllReduceGivesTheClosedFormSum},
+        {"OrderedSumIsBitwiseTheSumInRankOrder", OrderedSumIsBitwiseTheSumInRankOrder},
+        {"GatherVLaysPartsOutInRankOrder", GatherVLaysPartsOutInRankOrder},
+        {"BroadcastBringsEveryLength", BroadcastBringsEveryLength},
+        {"GatherRecordsKeepsRankOrder", GatherRecordsKeepsRankOrder},
+        {"MixedOperationsStayInOrder", MixedOperationsStayInOrder},
+        {"StatsCountCallsAndBytesAndStartAgain", StatsCountCallsAndBytesAndStartAgain},
+        {"StatsTellALatePeerFromASlowTransfer", StatsTellALatePeerFromASlowTransfer},
+        {"TransportIsNamed", TransportIsNamed},
+    };
+    for (const auto& more : {ExchangeChecks(), ChannelChecks()}) {
+      all.insert(all.end(), more.begin(), more.end());
+    }
+    return all;
+  }();
   return checks;
 }
 

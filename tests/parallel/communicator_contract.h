@@ -20,6 +20,9 @@ struct ContractCheck {
   absl::Status (*run)(Communicator& comm, Device& device, bool ordered);
 };
 
-const std::vector<ContractCheck>& ContractChecks();
+const std::vector<ContractCheck>& ContractChecks();  // those below included
+
+std::vector<ContractCheck> ExchangeChecks();  // of operations between all ranks' tensors
+std::vector<ContractCheck> ChannelChecks();   // of second channels, and of what is refused
 
 }  // namespace metattn

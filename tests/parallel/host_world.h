@@ -28,19 +28,19 @@ class InlineStream final : public Stream {
   void ResetMarks() override {}
 };
 
-// `count` floats on the heap exactly, so that a sanitizer sees every step outside.
-inline Buffer HostFloats(std::int64_t count) {
-  const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(float);
+// On the heap exactly, so that a sanitizer sees every step outside.
+inline Buffer HostBytes(std::size_t bytes) {
   return Buffer(std::malloc(bytes), bytes, [](void* p) { std::free(p); });
+}
+inline Buffer HostFloats(std::int64_t count) {
+  return HostBytes(static_cast<std::size_t>(count) * sizeof(float));
 }
 
 // Host memory as a Device for the contract.
 class HostTestDevice final : public Device {
  public:
   std::string_view name() const override { return "host"; }
-  absl::StatusOr<Buffer> Allocate(std::size_t bytes) override {
-    return HostFloats(static_cast<std::int64_t>(bytes / sizeof(float)));
-  }
+  absl::StatusOr<Buffer> Allocate(std::size_t bytes) override { return HostBytes(bytes); }
   absl::StatusOr<std::unique_ptr<Stream>> NewStream() override {
     return std::make_unique<InlineStream>();
   }

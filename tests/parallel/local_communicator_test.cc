@@ -164,6 +164,82 @@ TEST(LocalCommunicator, RanksThatDisagreeAboutTheCountAreToldSo) {
   }
 }
 
+// Everybody is told, those without a message, too.
+TEST(LocalCommunicator, NamesBothEndsOfAMessageThatDoesNotFit) {
+  const auto statuses = RunRanks(3, CommOptions{}, [](Communicator& comm) {
+    InlineStream stream;
+    Buffer data = HostBytes(64);
+    const Transfer send = {2, {&data}, 12}, recv = {0, {&data}, 16};
+    const std::span<const Transfer> none;
+    return comm.Exchange(comm.rank() == 0 ? std::span(&send, 1) : none,
+                         comm.rank() == 2 ? std::span(&recv, 1) : none, stream);
+  });
+  for (const absl::Status& s : statuses) {
+    EXPECT_EQ(s.code(), absl::StatusCode::kInternal);
+    EXPECT_THAT(std::string(s.message()),
+                HasSubstr("message 0 from rank 0 to rank 2: rank 0 sends 12 bytes, rank 2 expects "
+                          "16"));
+  }
+}
+
+TEST(LocalCommunicator, NamesBothRanksOfAMessageWithoutAnotherEnd) {
+  for (const bool sender_is_right : {true, false}) {
+    const auto statuses = RunRanks(2, CommOptions{}, [&](Communicator& comm) {
+      InlineStream stream;
+      Buffer data = HostBytes(64);
+      const Transfer t = {1 - comm.rank(), {&data}, 4};
+      const std::span<const Transfer> one(&t, 1), none;
+      if (comm.rank() == 0) return comm.Exchange(sender_is_right ? one : none, none, stream);
+      return comm.Exchange(none, sender_is_right ? none : one, stream);
+    });
+    for (const absl::Status& s : statuses) {
+      EXPECT_THAT(
+          std::string(s.message()),
+          HasSubstr(sender_is_right ? "rank 0 sends 1 messages to rank 1, which expects 0"
+                                    : "rank 0 sends 0 messages to rank 1, which expects 1"));
+    }
+  }
+}
+
+TEST(LocalCommunicator, AnExchangeWaitsNoLongerThanTheDeadline) {
+  const auto statuses = RunRanks(2, Impatient(), [](Communicator& comm) {
+    InlineStream stream;
+    if (comm.rank() == 1) std::this_thread::sleep_for(milliseconds(700));
+    return comm.Exchange({}, {}, stream);
+  });
+  for (const absl::Status& s : statuses) {
+    EXPECT_EQ(s.code(), absl::StatusCode::kDeadlineExceeded) << s;
+    EXPECT_THAT(std::string(s.message()), HasSubstr("exchange: rank 1 did not come within 0.2 s"));
+  }
+}
+
+TEST(LocalCommunicator, RanksThatDisagreeAboutTheRootAreToldSo) {
+  const auto statuses = RunRanks(2, CommOptions{}, [](Communicator& comm) {
+    InlineStream stream;
+    Buffer data = HostBytes(64);
+    return comm.BroadcastFrom(comm.rank(), {&data}, 4, stream);
+  });
+  for (const absl::Status& s : statuses) {
+    EXPECT_THAT(std::string(s.message()), HasSubstr("broadcast of a tensor (count 4, root 0), "));
+  }
+}
+
+// A channel dies alone, and hears when another rank's end of it goes.
+TEST(LocalCommunicator, AChannelHasErrorsOfItsOwn) {
+  const auto statuses = RunRanks(2, CommOptions{}, [](Communicator& comm) -> absl::Status {
+    auto channel = comm.NewChannel();
+    if (!channel.ok()) return channel.status();
+    if (comm.rank() == 1) channel->reset();
+    const absl::Status gone = comm.rank() == 0 ? (*channel)->Barrier() : absl::OkStatus();
+    if (absl::Status s = comm.Barrier(); !s.ok()) return s;
+    return comm.rank() == 0 ? gone : absl::AbortedError("rank 1 of 2 has gone");
+  });
+  for (const absl::Status& s : statuses) {
+    EXPECT_EQ(s.code(), absl::StatusCode::kAborted) << s;
+    EXPECT_THAT(std::string(s.message()), HasSubstr("rank 1 of 2 has gone"));
+  }
+}
+
 TEST(LocalCommunicator, AViewThatIsTooShortEndsTheWorldWithASentence) {
   const auto statuses = RunRanks(2, CommOptions{}, [](Communicator& comm) {
     InlineStream stream;

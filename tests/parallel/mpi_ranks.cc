@@ -3,6 +3,7 @@
 //   loop                 prints "rank R pid P", then steps until something ends the world
 //   hang DEADLINE        as loop, but rank 1 stops taking part after a few steps
 //   late                 rank 0 broadcasts only after three deadlines: no rank may complain
+//   misfit BYTES         rank 1 expects BYTES of the 16 that rank 0 sends; all say what they saw
 //   abort CODE           rank 1 ends the world while the others wait
 #include <unistd.h>
 
@@ -70,6 +71,19 @@ int Late(Communicator& comm, double deadline_s) {
   return Step(comm);
 }
 
+int Misfit(Communicator& comm, std::int64_t expected) {
+  InlineStream stream;
+  // Claims more than it has, for a size that is refused before anything is touched.
+  Buffer data(std::calloc(64, 1), std::size_t{1} << 32, [](void* p) { std::free(p); });
+  const std::int64_t bytes = expected > 64 ? expected : comm.rank() == 0 ? 16 : expected;
+  const Transfer t = {1 - comm.rank(), {&data}, bytes};
+  const std::span<const Transfer> one(&t, 1), none;
+  const bool sends = comm.rank() == 0;
+  const absl::Status s = comm.Exchange(sends ? one : none, sends ? none : one, stream);
+  std::printf("rank %d: %s\n", comm.rank(), s.ToString().c_str());
+  return 0;
+}
+
 int Abort(Communicator& comm, int code) {
   std::printf("rank %d pid %d\n", comm.rank(), getpid());
   std::fflush(stdout);
@@ -96,6 +110,7 @@ int Main(int argc, char** argv) {
   if (mode == "loop") return Loop(comm, false);
   if (mode == "hang") return Loop(comm, true);
   if (mode == "late") return Late(comm, options.deadline_s);
+  if (mode == "misfit") return Misfit(comm, std::atoll(argv[2]));
   if (mode == "abort") return Abort(comm, std::atoi(argv[2]));
   return Contract(comm, options.ordered_sum);
 }

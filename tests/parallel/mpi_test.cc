@@ -40,10 +40,11 @@ TEST_P(MpiContract, Holds) {
   ASSERT_TRUE(world.WaitForExit(120)) << world.text();
   EXPECT_EQ(world.exit_code(), 0) << world.text();
   EXPECT_THAT(world.text(), HasSubstr("passed TransportIsNamed"));
+  EXPECT_THAT(world.text(), HasSubstr("passed WrongArgumentsAreErrors"));
 }
 
 INSTANTIATE_TEST_SUITE_P(Ranks, MpiContract,
-                         ::testing::Combine(::testing::Values(1, 2, 4), ::testing::Bool()),
+                         ::testing::Combine(::testing::Values(1, 2, 3, 4), ::testing::Bool()),
                          [](const auto& info) {
                            return "On" + std::to_string(std::get<0>(info.param)) +
                                   (std::get<1>(info.param) ? "Ordered" : "");
@@ -91,6 +92,26 @@ TEST(MpiWorld, WaitsForABroadcastPastTheDeadline) {
   World world(2, {"late", "0.5"});
   ASSERT_TRUE(world.WaitForExit(60)) << world.text();
   EXPECT_EQ(world.exit_code(), 0) << world.text();
+}
+
+TEST(MpiWorld, NamesBothSizesOfAMessageThatDoesNotFit) {
+  for (const char* expected : {"8", "32"}) {  // less than comes, and more
+    World world(2, {"misfit", expected});
+    ASSERT_TRUE(world.WaitForExit(60)) << world.text();
+    EXPECT_THAT(world.text(), HasSubstr("rank 0: OK"));
+    EXPECT_THAT(world.text(),
+                HasSubstr(std::string("rank 1: INTERNAL: exchange: rank 0 sends 16 bytes to rank "
+                                      "1, which expects ") +
+                          expected));
+  }
+}
+
+TEST(MpiWorld, RefusesMessagesThatMpiCannotCount) {
+  World world(2, {"misfit", "2147483648"});
+  ASSERT_TRUE(world.WaitForExit(60)) << world.text();
+  EXPECT_THAT(world.text(), HasSubstr("rank 0: INTERNAL: rank 0: exchange: a message of 2147483648 "
+                                      "bytes with rank 1 is over MPI's limit of 2147483647"));
+  EXPECT_THAT(world.text(), HasSubstr("rank 1: INTERNAL: rank 1: exchange: a message of "));
 }
 
 TEST(MpiWorld, IsEndedByAnyRankWithItsExitCode) {

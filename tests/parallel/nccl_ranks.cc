@@ -1,10 +1,11 @@
 // One rank of the tests of the NCCL body over the emulated NCCL; nccl_test starts it. Modes:
-//   contract        every check of communicator_contract, refusals, a repeated sum
+//   contract        every check of communicator_contract, refusals, repeated operations
 //   start DEADLINE  makes the communicator, prints what came of it
 //   sums DEADLINE   sums for ever
 #include <cuda_runtime_api.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <string>
@@ -75,6 +76,59 @@ void RepeatedSum(Communicator& comm, Device& device, cuda::CudaStream& stream) {
   RequireThat(comm, "the sum of a record that ran", value == expected);
 }
 
+// What a step with helpers records: messages around a ring that leaves out the last rank (with two
+// ranks: nobody) and one to oneself, then operations of all. Replays move what lies there then.
+void RepeatedMessages(Communicator& comm, Device& device, cuda::CudaStream& stream) {
+  const int ranks = comm.size(), me = comm.rank(), members = ranks == 2 ? 2 : ranks - 1;
+  const auto place = [](int i) { return sizeof(float) * static_cast<std::size_t>(i); };
+  // {own, from the one before, own again, the last rank's, all ranks' own}
+  std::vector<float> values(static_cast<std::size_t>(4 + ranks));
+  Buffer buffer = device.Allocate(place(4 + ranks)).value();
+  std::vector<Transfer> sends = {{me, {&buffer}, 4}}, recvs = {{me, {&buffer, place(2)}, 4}};
+  if (me < members) {
+    sends.push_back({(me + 1) % members, {&buffer}, 4});
+    recvs.push_back({(me + members - 1) % members, {&buffer, place(1)}, 4});
+  } else {
+    sends.clear();
+    recvs.clear();
+  }
+  const std::vector<std::int64_t> counts(static_cast<std::size_t>(ranks), 1);
+  CommStats first;
+  for (int round = 0; round < 4; ++round) {
+    std::ranges::fill(values, -1.0f);
+    values[0] = static_cast<float>(10 * round + me);
+    if (me == ranks - 1) values[3] = values[0];
+    device.CopyIn(values.data(), {&buffer}, place(4 + ranks), stream);
+    (void)comm.TakeStats();
+    const Repeated did = stream.Repeat("messages", [&] {
+      Require(comm, "messages to repeat", comm.Exchange(sends, recvs, stream));
+      Require(comm, "a gather to repeat",
+              comm.AllGatherV({&buffer}, {&buffer, place(4)}, counts, stream));
+      Require(comm, "a broadcast to repeat",
+              comm.BroadcastFrom(ranks - 1, {&buffer, place(3)}, 4, stream));
+    });
+    comm.AfterRepeat("messages", did, stream);
+    RequireThat(comm, "messages run, are recorded, are replayed",
+                did == (round == 0   ? Repeated::kRun
+                        : round == 1 ? Repeated::kRecorded
+                                     : Repeated::kReplayed));
+    device.CopyOut({&buffer}, values.data(), place(4 + ranks), stream);
+    Require(comm, "waiting for messages", stream.Synchronize());
+    const auto of = [&](int rank) { return static_cast<float>(10 * round + rank); };
+    const bool in = me < members;
+    RequireThat(comm, "a message", values[1] == (in ? of((me + members - 1) % members) : -1));
+    RequireThat(comm, "a message to itself", values[2] == (in ? of(me) : -1));
+    RequireThat(comm, "a broadcast", values[3] == of(ranks - 1));
+    for (int r = 0; r < ranks; ++r) {
+      RequireThat(comm, "a gather", values[static_cast<std::size_t>(4 + r)] == of(r));
+    }
+    const CommStats stats = comm.TakeStats();
+    if (round == 0) first = stats;
+    RequireThat(comm, "repeated messages count",
+                stats.calls == 3 && stats.bytes == first.bytes && stats.bytes > 0);
+  }
+}
+
 // What must be refused by every rank, before anything is exchanged; the communicator is dead then.
 void Refuses(Communicator& control, int device) {
   CommOptions ordered;
@@ -90,6 +144,8 @@ void Refuses(Communicator& control, int device) {
   Buffer host(std::malloc(64), 64, [](void* p) { std::free(p); });
   const absl::Status wrong = (*made)->AllReduceSum({&host}, 1, **stream);
   RequireThat(control, "host memory is refused", absl::IsUnavailable(wrong));
+  RequireThat(control, "no channel of a dead communicator",
+              (*made)->NewChannel().status() == wrong);
   RequireThat(control, "an error stays", (*made)->AllReduceSum({}, 0, **stream) == wrong);
 }
 
@@ -98,10 +154,16 @@ void CheckThatNothingWaits(Communicator& comm, Device& device, cuda::CudaStream&
   Buffer buffer = device.Allocate(256).value();
   emu::ResetCounters();
   const std::vector<std::int64_t> counts(static_cast<std::size_t>(comm.size()), 1);
+  const int next = (comm.rank() + 1) % comm.size();
+  const int before = (comm.rank() + comm.size() - 1) % comm.size();
   for (int i = 0; i < 4; ++i) {
     Require(comm, "a sum", comm.AllReduceSum({&buffer}, 8, stream));
     const View all = comm.rank() == 0 ? View{&buffer, 128} : View{};
     Require(comm, "a gather", comm.GatherV({&buffer}, all, counts, 0, stream));
+    const Transfer send = {next, {&buffer}, 16}, recv = {before, {&buffer, 16}, 16};
+    Require(comm, "messages", comm.Exchange({&send, 1}, {&recv, 1}, stream));
+    Require(comm, "a gather on all", comm.AllGatherV({&buffer}, {&buffer, 128}, counts, stream));
+    Require(comm, "a broadcast", comm.BroadcastFrom(0, {&buffer}, 16, stream));
   }
   for (const char* call : {"cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventQuery",
                            "cudaEventSynchronize", "cudaStreamQuery"}) {
@@ -123,7 +185,14 @@ int Contract(Communicator& control) {
     }
     auto stream = cuda::CudaStream::Create(control.rank());
     CheckThatNothingWaits(comm, **device, **stream);
-    if (comm.size() > 1) RepeatedSum(comm, **device, **stream);
+    if (comm.size() > 1) {
+      RepeatedSum(comm, **device, **stream);
+      RepeatedMessages(comm, **device, **stream);
+      auto channel = comm.NewChannel();
+      Require(control, "a channel", channel.status());
+      auto other = cuda::CudaStream::Create(control.rank());
+      RepeatedMessages(**channel, **device, **other);
+    }
   }
   if (control.size() > 1) Refuses(control, control.rank());
   RequireThat(control, "nothing is left behind", emu::Leaks().empty());

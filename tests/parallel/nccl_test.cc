@@ -33,7 +33,7 @@ TEST_P(NcclContract, Holds) {
   EXPECT_THAT(run.text(), HasSubstr("rank 0: passed"));
 }
 
-INSTANTIATE_TEST_SUITE_P(Ranks, NcclContract, testing::Values(1, 2, 3),
+INSTANTIATE_TEST_SUITE_P(Ranks, NcclContract, testing::Values(1, 2, 3, 4),
                          [](const auto& info) { return "On" + std::to_string(info.param); });
 
 TEST(NcclWorld, StartsOnlyWithAllRanks) {
