@@ -103,6 +103,31 @@ void Logits(Communicator& comm, std::int64_t rows, int repeats) {
   Print(comm, what, micros);
 }
 
+// Around the ring: every rank sends and receives one message of this size.
+void Ring(Communicator& comm, std::int64_t bytes, int repeats) {
+  InlineStream stream;
+  Buffer out = HostBytes(static_cast<std::size_t>(bytes));
+  Buffer in = HostBytes(static_cast<std::size_t>(bytes));
+  const int ranks = comm.size(), before = (comm.rank() + ranks - 1) % ranks;
+  const Transfer send = {(comm.rank() + 1) % ranks, {&out}, bytes}, recv = {before, {&in}, bytes};
+  std::memset(out.data(), comm.rank() + 1, out.bytes());
+  std::memset(in.data(), 0, in.bytes());
+  MustBeOk(comm.Exchange({&send, 1}, {&recv, 1}, stream));
+  if (std::memcmp(in.data(), std::vector<std::byte>(in.bytes(), std::byte(before + 1)).data(),
+                  in.bytes()) != 0) {
+    MustBeOk(absl::InternalError("wrong message"));
+  }
+  std::vector<double> micros;
+  for (int i = 0; i < repeats; ++i) {
+    const auto start = Clock::now();
+    MustBeOk(comm.Exchange({&send, 1}, {&recv, 1}, stream));
+    micros.push_back(Micros(Clock::now() - start));
+  }
+  char what[64];
+  std::snprintf(what, sizeof(what), "exchange %lld B around", static_cast<long long>(bytes));
+  Print(comm, what, micros);
+}
+
 double CpuSeconds() {
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
@@ -184,6 +209,9 @@ int Main(std::string_view mode) {
   StepFrame(comm, 5000);
   Logits(comm, 1, 1000);
   Logits(comm, 16, 100);
+  Ring(comm, 576 * 4, 10000);
+  Ring(comm, 64 * 1024, 2000);
+  Ring(comm, 1024 * 1024, 300);
   PrintStats(comm);
   return 0;
 }

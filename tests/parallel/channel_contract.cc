@@ -129,18 +129,34 @@ absl::Status ChannelsCountForThemselves(Communicator& comm, Device& device, bool
   return calls == 3 ? absl::OkStatus() : Differs(comm, "calls of a channel", 0, 3, calls);
 }
 
-// Every rank does the same wrong thing, on a channel that is dead then.
+using Call = std::function<absl::Status(Communicator&)>;
+
+// A channel on which every rank makes the same wrong call says so with `words`, from then on.
+absl::Status DiesOf(Communicator& comm, const char* words, const Call& call, Stream& stream) {
+  auto channel = comm.NewChannel();
+  if (!channel.ok()) return channel.status();
+  const absl::Status wrong = call(**channel);
+  if (!absl::IsInternal(wrong) || wrong.message().find(words) == std::string::npos) {
+    return absl::InternalError(absl::StrFormat("rank %d: expected an error with '%s', got: %s",
+                                               comm.rank(), words, wrong.ToString()));
+  }
+  if ((*channel)->Exchange({}, {}, stream) == wrong && (*channel)->NewChannel().status() == wrong) {
+    return absl::OkStatus();
+  }
+  return absl::InternalError(
+      absl::StrFormat("rank %d: an error did not stay: %s", comm.rank(), words));
+}
+
 absl::Status WrongArgumentsAreErrors(Communicator& comm, Device& device, bool) {
   Bytes data(device, 64);
   Stream& stream = data.stream();
   const int ranks = comm.size(), me = comm.rank();
   const auto own = static_cast<std::size_t>(ranks);
-  const std::vector<std::int64_t> few(own + 1, 1), negative(own, -1), many(own, 17);
+  const std::vector<std::int64_t> excess(own + 1, 1), negative(own, -1), many(own, 17);
   const auto exchange = [&](Communicator& c, const Transfer& send, const Transfer& recv) {
     return c.Exchange({&send, 1}, {&recv, 1}, stream);
   };
   const Transfer good = {me, data.view(), 8};
-  using Call = std::function<absl::Status(Communicator&)>;
   const std::pair<const char*, Call> calls[] = {
       {"names rank",
        [&](auto& c) {
@@ -170,7 +186,7 @@ absl::Status WrongArgumentsAreErrors(Communicator& comm, Device& device, bool) {
        [&](auto& c) {
          return c.Exchange({&good, 1}, {}, stream);
        }},
-      {"all-gather with", [&](auto& c) { return c.AllGatherV({}, data.view(), few, stream); }},
+      {"all-gather with", [&](auto& c) { return c.AllGatherV({}, data.view(), excess, stream); }},
       {"all-gather with", [&](auto& c) { return c.AllGatherV({}, data.view(), negative, stream); }},
       {"holds 16", [&](auto& c) { return c.AllGatherV(data.view(), data.view(), many, stream); }},
       {"from rank", [&](auto& c) { return c.BroadcastFrom(ranks, data.view(), 4, stream); }},
@@ -179,18 +195,9 @@ absl::Status WrongArgumentsAreErrors(Communicator& comm, Device& device, bool) {
       {"of -2 bytes", [&](auto& c) { return c.BroadcastFrom(0, data.view(), -2, stream); }},
   };
   for (const auto& [words, call] : calls) {
-    auto channel = comm.NewChannel();
-    if (!channel.ok()) return channel.status();
-    const absl::Status wrong = call(**channel);
-    if (!absl::IsInternal(wrong) || wrong.message().find(words) == std::string::npos) {
-      return absl::InternalError(absl::StrFormat("rank %d: expected an error with '%s', got: %s",
-                                                 me, words, wrong.ToString()));
-    }
-    if ((*channel)->Exchange({}, {}, stream) != wrong ||
-        (*channel)->NewChannel().status() != wrong) {
-      return absl::InternalError(absl::StrFormat("rank %d: an error did not stay: %s", me, words));
-    }
-    if (absl::Status s = comm.Barrier(); !s.ok()) return s;
+    absl::Status s = DiesOf(comm, words, call, stream);
+    if (s.ok()) s = comm.Barrier();
+    if (!s.ok()) return s;
   }
   return absl::OkStatus();
 }
