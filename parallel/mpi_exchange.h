@@ -4,7 +4,7 @@
 // caller. Errors: INTERNAL for a message over kMostBytes (before anything is sent) and for one that
 // came with another size than expected, naming both ranks and both sizes; UNAVAILABLE for what MPI
 // reports. A message without another end is not seen: it waits for ever, or fills the next one.
-// Cost: two calls of MPI a message and one for all.
+// Cost: two calls of MPI a message.
 #pragma once
 
 #include <mpi.h>
@@ -30,12 +30,12 @@ class MpiExchange {
   absl::Status Run(std::span<const Transfer> sends, std::span<const Transfer> recvs);
 
  private:
-  absl::Status JudgeReceives(std::span<const Transfer> recvs, int code) const;
+  absl::Status WaitForAll(std::span<const Transfer> recvs);
+  absl::Status Judge(const Transfer& expected, int code, const MPI_Status& status) const;
 
   const MPI_Comm comm_;
   const int rank_;
   std::vector<MPI_Request> requests_;  // receives, then sends
-  std::vector<MPI_Status> statuses_;
 };
 
 }  // namespace metattn

@@ -3,7 +3,8 @@
 //   loop                 prints "rank R pid P", then steps until something ends the world
 //   hang DEADLINE        as loop, but rank 1 stops taking part after a few steps
 //   late                 rank 0 broadcasts only after three deadlines: no rank may complain
-//   misfit BYTES         rank 1 expects BYTES of the 16 that rank 0 sends; all say what they saw
+//   misfit BYTES [late]  rank 1 expects BYTES of the 16 that rank 0 sends, late: it looks when they
+//                        are there; all say what they saw
 //   abort CODE           rank 1 ends the world while the others wait
 #include <unistd.h>
 
@@ -71,7 +72,7 @@ int Late(Communicator& comm, double deadline_s) {
   return Step(comm);
 }
 
-int Misfit(Communicator& comm, std::int64_t expected) {
+int Misfit(Communicator& comm, std::int64_t expected, bool late) {
   InlineStream stream;
   // Claims more than it has, for a size that is refused before anything is touched.
   Buffer data(std::calloc(64, 1), std::size_t{1} << 32, [](void* p) { std::free(p); });
@@ -79,6 +80,7 @@ int Misfit(Communicator& comm, std::int64_t expected) {
   const Transfer t = {1 - comm.rank(), {&data}, bytes};
   const std::span<const Transfer> one(&t, 1), none;
   const bool sends = comm.rank() == 0;
+  if (late && !sends) std::this_thread::sleep_for(std::chrono::milliseconds(200));
   const absl::Status s = comm.Exchange(sends ? one : none, sends ? none : one, stream);
   std::printf("rank %d: %s\n", comm.rank(), s.ToString().c_str());
   return 0;
@@ -110,7 +112,7 @@ int Main(int argc, char** argv) {
   if (mode == "loop") return Loop(comm, false);
   if (mode == "hang") return Loop(comm, true);
   if (mode == "late") return Late(comm, options.deadline_s);
-  if (mode == "misfit") return Misfit(comm, std::atoll(argv[2]));
+  if (mode == "misfit") return Misfit(comm, std::atoll(argv[2]), argc > 3);
   if (mode == "abort") return Abort(comm, std::atoi(argv[2]));
   return Contract(comm, options.ordered_sum);
 }
