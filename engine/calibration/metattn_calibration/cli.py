@@ -48,11 +48,6 @@ def _paper(args):
     print(paper_report.markdown(paper.run(options)), end="")
 
 
-def _detokenise(args):
-    read, written = wikitext.write(args.source, args.target)
-    print(json.dumps({"read": read, "written": written}))
-
-
 def parser():
     top = argparse.ArgumentParser(prog="metattn-calibrate", description=__doc__)
     top.add_argument("--threads", type=int, default=2, help="CPU threads (part of what makes a run repeatable)")
@@ -96,10 +91,7 @@ def parser():
     sub.add_argument("--seed", type=int, default=1)
     sub.add_argument("--feature-map", choices=("hedgehog", "elu1"), default="hedgehog")
     sub.set_defaults(run=_untrained)
-    sub = commands.add_parser("detokenise", help="WikiText as running text: no spaces around marks, no <unk>")
-    sub.add_argument("source", metavar="FILE", help="wiki.valid.raw, wiki.test.tokens, ...")
-    sub.add_argument("target", metavar="OUT")
-    sub.set_defaults(run=_detokenise)
+    wikitext.add_arguments(commands.add_parser("detokenise", help="WikiText as running text: no spaces around marks, no <unk>"))
     sub = commands.add_parser("paper", help="the paper's own setting from scratch: train, report, export")
     sub.add_argument("--text", metavar="FILE[:FROM-TO]", help="default: this machine's documentation")
     sub.add_argument("--out", default="paper", help="folder for report.md, report.json and the exported models")

@@ -3,6 +3,7 @@
 The rules are fixed, so that a report on this text can be repeated to its digest: do not improve them.
 """
 
+import json
 import pathlib
 import re
 
@@ -26,12 +27,18 @@ def detokenise(text):
     return text
 
 
-def write(source, target):
-    """-> characters read and written."""
+def add_arguments(sub):
+    sub.add_argument("source", metavar="FILE", help="wiki.valid.raw, wiki.test.tokens, ...")
+    sub.add_argument("target", metavar="OUT")
+    sub.set_defaults(run=run)
+
+
+def run(args):
+    """Prints how many characters were read and written."""
     try:
-        text = pathlib.Path(source).read_text(encoding="utf-8")
+        text = pathlib.Path(args.source).read_text(encoding="utf-8")
         plain = detokenise(text)
-        pathlib.Path(target).write_text(plain, encoding="utf-8")
+        pathlib.Path(args.target).write_text(plain, encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise CalibrationError(f"{source} to {target}: {error}") from error
-    return len(text), len(plain)
+        raise CalibrationError(f"{args.source} to {args.target}: {error}") from error
+    print(json.dumps({"read": len(text), "written": len(plain)}))
