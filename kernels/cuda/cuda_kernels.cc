@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <utility>
 
+#include "absl/strings/str_format.h"
 #include "kernels/check_args.h"
 #include "kernels/cuda/cuda_matrix.h"
 #include "kernels/cuda/launchers.h"
@@ -23,11 +24,27 @@ static_assert(sizeof(Largest) == sizeof(LargestValue) &&
 
 CudaStream& Cuda(Stream& stream) { return static_cast<CudaStream&>(stream); }
 
+// A card that this program was not built for would fail at its first kernel, without a word on why.
+absl::Status CheckArchitecture(int device) {
+  const cudaError_t error = FindKernels();
+  if (error == cudaSuccess) return absl::OkStatus();
+  if (error != cudaErrorNoKernelImageForDevice)
+    return FromCuda(error, "looking for kernels", device);
+  int major = 0, minor = 0;
+  (void)cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  (void)cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  return absl::FailedPreconditionError(absl::StrFormat(
+      "CUDA device %d has compute capability %d.%d, which this program was not built for: it needs "
+      "8.0 or later, and its architecture in CMAKE_CUDA_ARCHITECTURES",
+      device, major, minor));
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<CudaKernels>> CudaKernels::Create(const KernelsOptions& options) {
   auto cuda = CudaDevice::Create(options.device, options.memory_fraction);
   if (!cuda.ok()) return cuda.status();
+  if (absl::Status s = CheckArchitecture(options.device); !s.ok()) return s;
   auto stream = (*cuda)->NewStream();
   if (!stream.ok()) return stream.status();
   return std::unique_ptr<CudaKernels>(

@@ -12,6 +12,8 @@
 
 namespace metattn::cuda {
 
+// Whether this program has code for the selected device: of one architecture all kernels or none.
+[[nodiscard]] cudaError_t FindKernels();
 [[nodiscard]] cudaError_t LaunchEmbed(const EmbedParams& p, cudaStream_t stream);
 [[nodiscard]] cudaError_t LaunchArgMax(const ArgMaxParams& p, cudaStream_t stream);
 [[nodiscard]] cudaError_t LaunchGather(const GatherParams& p, cudaStream_t stream);

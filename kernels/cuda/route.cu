@@ -40,6 +40,11 @@ __global__ void CompactKernel(CompactParams p) {
 
 }  // namespace
 
+cudaError_t FindKernels() {
+  cudaFuncAttributes attributes = {};
+  return cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(CompactKernel));
+}
+
 cudaError_t LaunchForcedRoute(const RouteParams& p, cudaStream_t stream) {
   const std::int64_t n = p.rows.tokens * p.heads;
   if (n == 0) return cudaSuccess;

@@ -117,9 +117,9 @@ class CudaGenerate : public testing::Test {
     }
   }
 
-  void ExpectError(int ranks, const std::vector<std::string>& flags,
-                   const std::string& says) const {
-    MpiRun run(ranks, Command({"EMU_DEVICES=2"}, flags));
+  void ExpectError(int ranks, const std::vector<std::string>& flags, const std::string& says,
+                   const char* cards = "EMU_SM=90") const {
+    MpiRun run(ranks, Command({"EMU_DEVICES=2", cards}, flags));
     EXPECT_TRUE(run.WaitForExit(100)) << run.text();
     EXPECT_NE(run.exit_code(), 0);
     EXPECT_THAT(run.text(), HasSubstr(says));
@@ -140,6 +140,8 @@ TEST_F(CudaGenerate, RankDevicesChoosesThem) {
 TEST_F(CudaGenerate, ErrorsNameRankAndDevice) {
   ExpectError(3, {"--device", "cuda"}, "rank 2, number 2 of 3 on host ");
   ExpectError(3, {"--device", "cuda"}, "CUDA device 2: this machine has 2");
+  ExpectError(2, {"--device", "cuda"}, "CUDA device 1 has compute capability 7.5, which",
+              "EMU_SM=75");
   ExpectError(2, {"--device", "cuda", "--rank-devices", "0,5"},
               "CUDA device 5: this machine has 2");
   ExpectError(2, {"--device", "cuda", "--rank-devices", "1,1"}, "ranks 0 and 1 both have device 1");

@@ -25,8 +25,8 @@ long FromEnvironment(const char* name, long fallback, long least, long most) {
 }
 
 void CheckArchitecture(int sm) {
-  if (sm == 80 || sm == 90 || sm == 100 || sm == 120) return;
-  std::fprintf(stderr, "emu: architecture %d is not one of 80, 90, 100, 120\n", sm);
+  if (sm == 75 || sm == 80 || sm == 90 || sm == 100 || sm == 120) return;
+  std::fprintf(stderr, "emu: architecture %d is not one of 75, 80, 90, 100, 120\n", sm);
   std::abort();
 }
 

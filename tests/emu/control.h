@@ -32,10 +32,12 @@ void SetThreadSchedule(const ThreadSchedule& schedule);
 struct Options {
   int devices = 1;
   std::size_t device_memory = std::size_t{1} << 30;  // bytes of each device
-  int sm = 90;                                       // architecture: 80, 90, 100 or 120
+  int sm = 90;  // architecture: 80, 90, 100 or 120; 75: a card that no kernel was built for
   // Bit i: the i-th stream created since the Reset runs its work as soon as it may; the others run
   // only when somebody waits for them.
   unsigned eager_mask = 0;
+
+  bool has_kernels() const { return sm >= 80; }
 };
 Options OptionsFromEnvironment();
 

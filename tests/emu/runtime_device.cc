@@ -11,8 +11,8 @@ namespace {
 thread_local int current_device = 0;
 
 // Limits per architecture, from the tables of compute capabilities in the CUDA programming guide;
-// multiprocessors of one card each (A100, H100 SXM, B200, RTX 5090). Host code that sizes its work
-// by them is tested with them; nothing here is a claim about speed.
+// multiprocessors of one card each (T4, A100, H100 SXM, B200, RTX 5090). Host code that sizes its
+// work by them is tested with them; nothing here is a claim about speed.
 struct Architecture {
   int sm;
   int multiprocessors;
@@ -21,9 +21,8 @@ struct Architecture {
   int blocks_per_multiprocessor;
 };
 constexpr Architecture kArchitectures[] = {
-    {80, 108, 164 * 1024, 2048, 32},
-    {90, 132, 228 * 1024, 2048, 32},
-    {100, 148, 228 * 1024, 2048, 32},
+    {75, 40, 64 * 1024, 1024, 16},    {80, 108, 164 * 1024, 2048, 32},
+    {90, 132, 228 * 1024, 2048, 32},  {100, 148, 228 * 1024, 2048, 32},
     {120, 170, 100 * 1024, 1536, 24},
 };
 constexpr int kReservedShared = 1024;
@@ -33,7 +32,7 @@ const Architecture& ArchitectureOf(const Options& options) {
   for (const Architecture& architecture : kArchitectures) {
     if (architecture.sm == options.sm) return architecture;
   }
-  return kArchitectures[1];  // OptionsFromEnvironment and Reset let no other pass
+  return kArchitectures[2];  // OptionsFromEnvironment and Reset let no other pass
 }
 
 bool IsDevice(const Runtime& runtime, int device) {
@@ -231,6 +230,16 @@ cudaError_t cudaRuntimeGetVersion(int* version) {
 cudaError_t cudaDriverGetVersion(int* version) {
   return Api("cudaDriverGetVersion", [&](Runtime&) {
     *version = CUDART_VERSION;
+    return cudaSuccess;
+  });
+}
+
+// Of the attributes only what those who look for an image ask for: whether there is one.
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel) {
+  return Api("cudaFuncGetAttributes", [&](Runtime& runtime) {
+    if (kernel == nullptr) return cudaErrorInvalidDeviceFunction;
+    if (!runtime.options.has_kernels()) return cudaErrorNoKernelImageForDevice;
+    *attributes = {};
     return cudaSuccess;
   });
 }

@@ -172,6 +172,7 @@ cudaError_t Runtime::RecordNow(cudaEvent_t event, cudaStream_t handle) {
 cudaError_t Launch(const void* kernel, const LaunchShape& shape, cudaStream_t stream,
                    std::function<void()> body) {
   return Api("cudaLaunchKernel", [&](Runtime& runtime) {
+    if (!runtime.options.has_kernels()) return cudaErrorNoKernelImageForDevice;
     const cudaError_t error = CheckShape(runtime, kernel, shape);
     if (error != cudaSuccess) return error;
     return runtime.Enqueue(stream, [&runtime, shape, body = std::move(body)] {

@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <utility>
 
+#include "tests/emu/launch.h"
 #include "tests/emu/self/support.h"
 #include "tests/emu/self/test_kernels.h"
 
@@ -49,6 +50,20 @@ TEST_F(EmuDevice, PropertiesFollowTheArchitecture) {
     }
     EXPECT_EQ(cudaDeviceGetAttribute(&value, cudaDevAttrMaxPitch, 0), cudaErrorInvalidValue);
   }
+}
+
+TEST_F(EmuDevice, ACardThatNothingWasBuiltForRunsNoKernel) {
+  Options options;
+  options.sm = 75;
+  Reset(options);
+  cudaFuncAttributes attributes;
+  const auto* kernel = reinterpret_cast<const void*>(&OptionsFromEnvironment);  // any
+  EXPECT_EQ(cudaFuncGetAttributes(&attributes, kernel), cudaErrorNoKernelImageForDevice);
+  EXPECT_EQ(Launch(kernel, {}, nullptr, [] { FAIL() << "a kernel ran"; }),
+            cudaErrorNoKernelImageForDevice);
+  Reset();
+  EXPECT_CUDA(cudaFuncGetAttributes(&attributes, kernel));
+  EXPECT_EQ(cudaFuncGetAttributes(&attributes, nullptr), cudaErrorInvalidDeviceFunction);
 }
 
 TEST_F(EmuDevice, WithoutADeviceEverythingSaysSo) {
@@ -159,8 +174,8 @@ TEST_F(EmuDeviceDeathTest, WrongValuesOfTheEnvironmentAreNamed) {
     const Environment order("EMU_ORDER", "3");
     EXPECT_DEATH(ThreadScheduleFromEnvironment(), "EMU_ORDER=3 is not a number from 0 to 2");
   }
-  const Environment sm("EMU_SM", "75");
-  EXPECT_DEATH(OptionsFromEnvironment(), "architecture 75 is not one of 80, 90, 100, 120");
+  const Environment sm("EMU_SM", "70");
+  EXPECT_DEATH(OptionsFromEnvironment(), "architecture 70 is not one of 75, 80, 90, 100, 120");
 }
 
 TEST_F(EmuDevice, ResetReleasesWhatIsLeft) {
