@@ -479,10 +479,11 @@ absl::StatusOr<MemoryNeed> EstimateMemory(const Checkpoint& checkpoint, const Mo
                  RoutedAttention::ScratchBytes(config, AttentionShape(config, slice, resolved));
   if (options.controller != nullptr) {
     need.scratch += MetaController::Bytes(options.controller->spec(), config, slice.heads(),
-                                          {resolved.max_batch_tokens, StateSlots(resolved)});
+                                          {resolved.max_batch_tokens, StateSlots(resolved) + 1});
   }
   const std::int64_t padded_dim = (config.head_dim + 15) / 16 * 16;
   need.per_block = std::int64_t{config.layers} * slice.heads() * kBlockTokens * padded_dim * 4;
+  need.scratch += need.per_block;  // the block, and above the slot, of rows that pad a GPU's steps
   return need;
 }
 
