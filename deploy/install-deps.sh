@@ -22,7 +22,7 @@ packages=(
   python3 python3-venv python3-pip
 )
 test_packages=(
-  ccache clang-14 libclang-rt-14-dev clang-format-14 clang-tidy-14 procps python3-torch python3-matplotlib
+  ccache clang-14 libclang-rt-14-dev clang-format-14 clang-tidy-14 procps python3-torch libopenblas0-pthread python3-matplotlib
 )
 
 list_only=false

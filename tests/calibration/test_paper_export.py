@@ -105,8 +105,8 @@ def test_the_export_runs_in_the_frozen_model_of_the_calibration(link, tmp_path):
 
     with torch.no_grad():
         logits = read.forward(cut).logits
-        for row, ids in zip(logits, cut):
-            assert (frozen.logits(frozen.hidden(ids, attention)) - row).abs().max() < 1e-4 * row.abs().max()
+        for row, ids in zip(logits, cut):  # as in test_forced_to_full_the_model_is_unmodified
+            assert (frozen.logits(frozen.hidden(ids, attention)) - row).abs().max() < 1e-3 * row.abs().max()
 
 
 def test_the_controller_directory_says_what_the_contract_says(trained):
