@@ -63,8 +63,7 @@ absl::Status MpiExchange::Judge(const Transfer& expected, int code,
   MPI_Get_count(&status, MPI_BYTE, &came);
   if (came == expected.bytes && kind == MPI_SUCCESS) return absl::OkStatus();
   return absl::InternalError(
-      absl::StrFormat("exchange: rank %d sends %d bytes to rank %d, which "
-                      "expects %d",
+      absl::StrFormat("exchange: rank %d sends %d bytes to rank %d, which expects %d",
                       expected.peer, came, rank_, expected.bytes));
 }
 

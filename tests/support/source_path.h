@@ -1,5 +1,5 @@
-// Files of the source tree that tests read. Only this knows where the tree is: with the folder in
-// every test's flags no compiler cache would serve a second clone.
+// Files of the source tree that tests read. Only source_path.cc is told where the tree is: with the
+// folder in every test's flags no compiler cache would serve a second clone.
 #pragma once
 
 #include <string>
