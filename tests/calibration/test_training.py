@@ -153,6 +153,16 @@ def test_the_gradient_of_the_divergence_is_that_of_autograd(loaded):
     assert torch.allclose(gradient.double(), student.grad, atol=1e-6)
 
 
+def test_rows_that_are_equal_are_left_out_of_the_divergence(loaded):
+    model = Model(loaded, torch.float64)
+    torch.manual_seed(0)
+    teacher, student, weights = torch.randn(9, 32).double(), torch.randn(9, 32).double(), torch.rand(9).double() + 0.1
+    student[:4] = teacher[:4]
+    (value, gradient), (part, rest) = (tune.divergence(model, teacher, student, weights, first) for first in (0, 4))
+    assert abs(value - part) < 1e-12 and torch.allclose(gradient, rest, atol=1e-9)
+    assert (rest[:4] == 0).all() and (rest[4:] != 0).any()
+
+
 def settled(job, eta):
     train_maps.train(job, 4, LENGTHS)
     train_controllers.train(job, rows.collect(job, 3, LENGTHS), torch.ones(2, 2), 60, 0.3)
@@ -179,6 +189,18 @@ def test_the_slope_of_the_best_candidate_is_what_the_controllers_keep(job):
     for controller, skip in zip(job.retrofit.controllers, before):
         leaned = (skip - controller.scalars_skip[:, 0, 0]) * controller.scalar_scale[:, 0]
         assert leaned.tolist() == pytest.approx([facts["slope"]] * 2, abs=1e-4)
+
+
+@pytest.mark.parametrize("share,local,passes", [
+    (0.25, 0.0, [0.0]),                                             # met at once, nothing local: nothing to try
+    (0.25, 0.1, [0.0, -1.0]),                                       # met at once, an offset on local may win
+    (0.35, 0.0, [0.0] * settle.PASSES),                             # never met
+    (0.35, 0.1, [0.0] * settle.PASSES + [-1.0] * settle.PASSES)])
+def test_settling_makes_no_more_passes_than_it_needs(job, monkeypatch, share, local, passes):
+    mix = torch.tensor([share, 1 - share - local, local]).expand(2, 2, 3)
+    monkeypatch.setattr(settle, "closed_loop", lambda *_: (0.01, {n: (share, torch.linspace(-1, 1, 101)) for n in LENGTHS}, mix))
+    settle.settle(job, 0.25, Policy.neutral(2, 2, 1.0), LENGTHS, candidates=(0.0, -1.0))
+    assert [line["local_offset"] for line in log_of(job, "settle")] == passes
 
 
 def test_changes_solve_for_tilt_and_slope():

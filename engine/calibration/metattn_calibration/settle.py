@@ -2,7 +2,7 @@
 
 A tilt on full and its slope in log n are found such that every length has the wanted share: with a tilt alone long texts
 get more than short ones. The slope goes into the controllers' skip of log n, the tilt into the offsets. Candidates for an
-offset on local are compared by their loss. Decisions are those of the rounded controller, eta's fail-safe included.
+offset on local are compared by their loss, if anything is routed there at all. Decisions are those of the rounded controller, eta's fail-safe included.
 """
 
 import torch
@@ -14,7 +14,9 @@ from .retrofit import RoutedAttention
 
 LENGTHS = (4096, 8192)
 LOCAL_OFFSETS = (0.0, -1.0)
-PASSES = 4
+PASSES = 4            # at most, for a candidate
+CLOSE = 0.003         # every length's share this near the wanted one: no further pass
+LEAST_LOCAL = 0.005   # a smaller share of local rows leaves an offset on local nothing to win
 GAIN = 1.5  # energy for a unit of score: the slope acts on energies, whose slope in the score is some .4 to 1
 
 
@@ -117,13 +119,16 @@ def settle(job, share, start, lengths=LENGTHS, rounds=1, candidates=LOCAL_OFFSET
             job.run.log("settle", mix=mix.mean((0, 1)).tolist(), **facts)
             job.run.progress("settle", number * PASSES + attempt + 1, len(candidates) * PASSES,
                              f"tilt {tilt:.3f}, slope {slope:.3f}, local {local}: loss {loss:+.4f}, full {shares}")
-            if attempt < PASSES - 1:
-                more, steeper = changes(found, share, retrofit.geometry.first, centre)
-                lean(retrofit, GAIN * steeper)
-                tilt, slope = tilt + more, slope + GAIN * steeper
+            if attempt == PASSES - 1 or all(abs(full - share) <= CLOSE for full, _ in found.values()):
+                break
+            more, steeper = changes(found, share, retrofit.geometry.first, centre)
+            lean(retrofit, GAIN * steeper)
+            tilt, slope = tilt + more, slope + GAIN * steeper
         # the last pass of a candidate counts; a candidate that misses the share by much must not win by it
         score = loss * (1 + 2 * max(0.0, max(full for full, _ in found.values()) / share - 1))
         if best is None or score < best[0]:
             best = (score, policy, mix, facts, slope)
+        if mix[..., LOCAL].mean() < LEAST_LOCAL:
+            break
     lean(retrofit, best[4] - slope)
     return best[1:4]

@@ -66,10 +66,13 @@ class Student:
 
 
 @torch.no_grad()
-def divergence(model, teacher, student, weights):
-    """-> KL(teacher || student) with normalised row weights, and its gradient by the student's hidden states."""
+def divergence(model, teacher, student, weights, first=0):
+    """-> KL(teacher || student) with normalised row weights, and its gradient by the student's hidden states.
+
+    Rows before `first` are the same in both: their logits are not computed.
+    """
     weights, gradient, total = weights / weights.sum(), torch.zeros_like(student), 0.0
-    for begin in range(0, len(teacher), HEAD_ROWS):
+    for begin in range(first, len(teacher), HEAD_ROWS):
         rows = slice(begin, begin + HEAD_ROWS)
         log_t, log_s = (model.logits(h[rows]).log_softmax(-1) for h in (teacher, student))
         t, w = log_t.exp(), weights[rows]
@@ -102,7 +105,7 @@ def train(job, offsets, steps, share, lengths=LENGTHS):
             teacher = model.dense(prompt.ids)
         student = Student(retrofit, offsets, run.rng(stage, step, "noise").randrange(1 << 40))
         hidden = model.hidden(prompt.ids, student, save_memory=length > KEEP_ALL)
-        loss, gradient = divergence(model, teacher, hidden.detach(), prompt.weights)
+        loss, gradient = divergence(model, teacher, hidden.detach(), prompt.weights, retrofit.geometry.first)
         soft, prior, hard, linear = student.sums()
         optimiser.zero_grad()
         price = prices[length]
