@@ -161,7 +161,7 @@ void CheckArgs(const NearArgs& args) {
 void CheckArgs(const FarFullArgs& args) {
   CheckRows(args.rows);
   CheckPages(args.pages, args.rows.tokens);
-  CheckList(args.list, args.rows.tokens, args.pages.heads);
+  CheckList(args.list, 0, args.pages.heads);  // that of a request may be shorter than the step
   const int heads = args.pages.heads * args.group;
   CheckView(args.q, args.rows.tokens * heads * args.pages.head_dim, 4, "q");
   CheckPartial(args.partial, args.rows.tokens, heads, args.pages.head_dim);
@@ -234,6 +234,24 @@ void CheckArgs(const MixArgs& args) {
   CheckPartial(args.partial, args.tokens, q_heads, args.head_dim);
   CheckPartial(args.kept, args.tokens, q_heads, args.head_dim);
   CheckView(args.sum, args.tokens * q_heads * args.head_dim, 4, "sum");
+}
+
+void CheckArgs(const DispatchArgs& args) {
+  const BucketShape& bucket = args.bucket;
+  METATTN_CHECK(bucket.capacity >= 0 && bucket.group > 0 && bucket.head_dim > 0,
+                absl::StrFormat("a bucket of %d rows of %d heads of %d", bucket.capacity,
+                                bucket.group, bucket.head_dim));
+  METATTN_CHECK(args.head >= 0 && args.head < args.heads,
+                absl::StrFormat("KV head %d of %d", args.head, args.heads));
+  const bool sends = args.step == DispatchStep::kSend, serves = args.step == DispatchStep::kServe;
+  const int q_heads = args.heads * bucket.group;
+  CheckView(args.request, bucket.request_bytes(), 1, "request");
+  if (!sends && !serves) CheckView(args.answer, bucket.answer_bytes(), 1, "answer");
+  if (!sends) CheckPartial(args.partial, args.tokens, q_heads, bucket.head_dim);
+  if (sends || serves) CheckView(args.q, args.tokens * q_heads * bucket.head_dim, 4, "q");
+  if (!sends) return;
+  CheckView(args.helped, args.tokens, 1, "helped");
+  CheckList(args.list, args.tokens, args.heads);
 }
 
 void CheckArgs(const NormalizeArgs& args, DType activations) {

@@ -31,6 +31,7 @@ void CheckArgs(const LinearOddsArgs& args);
 void CheckArgs(const FarLinearArgs& args);
 void CheckArgs(const ControlArgs& args, DType activations = DType::kF32);
 void CheckArgs(const MixArgs& args);
+void CheckArgs(const DispatchArgs& args);
 void CheckArgs(const NormalizeArgs& args, DType activations = DType::kF32);
 void CheckArgs(const SwiGluArgs& args, DType activations = DType::kF32);
 void CheckArgs(const GatherArgs& args, DType activations = DType::kF32);

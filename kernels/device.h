@@ -63,6 +63,9 @@ class Stream {
   // Seconds between two marks; both must have been passed (call Synchronize first).
   virtual double SecondsBetween(int from, int to) const = 0;
   virtual void ResetMarks() = 0;
+  // What is enqueued here from now on begins after what `other` has so far, of the same device;
+  // the host waits for nothing. Neither may be inside Repeat.
+  virtual void WaitFor([[maybe_unused]] Stream& other) {}
   // Whether Repeat records.
   virtual bool records() const { return false; }
   // Enqueues what `enqueue` does. A stream that can records it when it meets `key` for the second

@@ -24,6 +24,7 @@
 #include "absl/status/statusor.h"
 #include "kernels/attention_types.h"
 #include "kernels/device.h"
+#include "kernels/dispatch_ops.h"
 #include "kernels/routing_ops.h"
 #include "kernels/types.h"
 
@@ -201,6 +202,7 @@ class Kernels {
   virtual void FarLinear(const FarLinearArgs& args, Stream& stream) = 0;
   virtual void Control(const ControlArgs& args, Stream& stream) = 0;
   virtual void Mix(const MixArgs& args, Stream& stream) = 0;
+  virtual void Dispatch(const DispatchArgs& args, Stream& stream) = 0;
   virtual void Normalize(const NormalizeArgs& args, Stream& stream) = 0;
   virtual void SwiGlu(const SwiGluArgs& args, Stream& stream) = 0;
   virtual void Gather(const GatherArgs& args, Stream& stream) = 0;

@@ -59,12 +59,6 @@ struct SpanPartial {
 // As kept for a later merge: o [D], then m, l, t, sink.
 METATTN_INLINE std::int64_t PartialFloats(int padded) { return padded + 16; }
 
-float ExpOne(float x) {
-  float lanes[kLanes];
-  Store(lanes, Exp(Set(x)));
-  return lanes[0];
-}
-
 class TileRunner {
  public:
   TileRunner(const AttentionPlan& plan, const AttentionTask& task, std::byte* scratch)

@@ -171,6 +171,11 @@ void CpuKernels::Mix(const MixArgs& args, Stream&) {
   ops_.mix(args, context_);
 }
 
+void CpuKernels::Dispatch(const DispatchArgs& args, Stream&) {
+  CheckArgs(args);
+  ops_.dispatch(args, context_);
+}
+
 void CpuKernels::Normalize(const NormalizeArgs& args, Stream&) {
   CheckArgs(args);
   ops_.normalize(args, context_);

@@ -42,6 +42,7 @@ struct OpTable {
   void (*far_linear)(const FarLinearArgs& args, OpContext& context);
   void (*control)(const ControlArgs& args, OpContext& context);
   void (*mix)(const MixArgs& args, OpContext& context);
+  void (*dispatch)(const DispatchArgs& args, OpContext& context);
   void (*normalize)(const NormalizeArgs& args, OpContext& context);
   void (*swiglu)(const SwiGluArgs& args, OpContext& context);
   void (*gather)(const GatherArgs& args, OpContext& context);

@@ -17,7 +17,7 @@ void SwiGlu(const SwiGluArgs& args, OpContext& context);
 void Gather(const GatherArgs& args, OpContext& context);
 void ArgMax(const ArgMaxArgs& args, OpContext& context);
 
-// rope_append.cc, route.cc, attention_near.cc, attention_far.cc, control.cc, mix.cc
+// rope_append.cc, route.cc, attention_near.cc, attention_far.cc, control.cc, mix.cc, dispatch.cc
 std::int64_t PageBytes(int head_dim);
 void RopeAppend(const RopeAppendArgs& args, OpContext& context);
 void ForcedRoute(const ForcedRouteArgs& args, OpContext& context);
@@ -26,6 +26,7 @@ void Near(const NearArgs& args, OpContext& context);
 void FarFull(const FarFullArgs& args, OpContext& context);
 void Control(const ControlArgs& args, OpContext& context);
 void Mix(const MixArgs& args, OpContext& context);
+void Dispatch(const DispatchArgs& args, OpContext& context);
 void Normalize(const NormalizeArgs& args, OpContext& context);
 
 // linear_attention.cc, linear_odds.cc

@@ -26,6 +26,7 @@ const OpTable& Table() {
       .far_linear = FarLinear,
       .control = Control,
       .mix = Mix,
+      .dispatch = Dispatch,
       .normalize = Normalize,
       .swiglu = SwiGlu,
       .gather = Gather,

@@ -206,4 +206,10 @@ METATTN_INLINE F32v Exp(F32v x) {
   return Scale2(p, n);
 }
 
+METATTN_INLINE float ExpOne(float x) {
+  float lanes[kLanes];
+  Store(lanes, Exp(Set(x)));
+  return lanes[0];
+}
+
 }  // namespace metattn::cpu::METATTN_ISA

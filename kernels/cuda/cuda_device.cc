@@ -42,6 +42,7 @@ CudaStream::~CudaStream() {
   (void)cudaStreamSynchronize(stream_);
   Forget();
   for (const cudaEvent_t event : events_) (void)cudaEventDestroy(event);
+  if (reached_ != nullptr) (void)cudaEventDestroy(reached_);
   (void)cudaStreamDestroy(stream_);
 }
 
@@ -106,6 +107,17 @@ int CudaStream::Mark() {
 void CudaStream::RecordEvent(cudaEvent_t event) {
   const unsigned flags = recording_ ? cudaEventRecordExternal : cudaEventRecordDefault;
   Note(cudaEventRecordWithFlags(event, get(), flags), "recording an event");
+}
+
+void CudaStream::WaitFor(Stream& other) {
+  auto& before = static_cast<CudaStream&>(other);
+  METATTN_CHECK(!recording_ && !before.recording_, "one stream waits for another in a record");
+  (void)cudaSetDevice(device_);
+  if (before.reached_ == nullptr) {
+    Note(cudaEventCreateWithFlags(&before.reached_, cudaEventDisableTiming), "a new event");
+  }
+  Note(cudaEventRecord(before.reached_, before.stream_), "recording an event");
+  Note(cudaStreamWaitEvent(stream_, before.reached_, 0), "waiting for another stream");
 }
 
 double CudaStream::SecondsBetween(int from, int to) const {

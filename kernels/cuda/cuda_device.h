@@ -38,6 +38,7 @@ class CudaStream final : public Stream {
   int Mark() override;
   double SecondsBetween(int from, int to) const override;
   void ResetMarks() override { marks_ = 0; }
+  void WaitFor(Stream& other) override;
   bool records() const override { return true; }
   // Records CUDA graphs, at most kMostRecords.
   Repeated Repeat(std::string_view key, const std::function<void()>& enqueue) override;
@@ -78,6 +79,7 @@ class CudaStream final : public Stream {
   cudaStream_t stream_;
   Staging staging_;
   absl::Status failed_;
+  cudaEvent_t reached_ = nullptr;    // of WaitFor: how far this stream is
   std::vector<cudaEvent_t> events_;  // used again after ResetMarks
   std::size_t marks_ = 0;
   std::map<std::string, Record, std::less<>> records_;

@@ -252,6 +252,11 @@ void CudaKernels::Mix(const MixArgs& args, Stream& stream) {
   Cuda(stream).Note(LaunchMix(p, Cuda(stream).get()), "mix");
 }
 
+void CudaKernels::Dispatch(const DispatchArgs& args, Stream& stream) {
+  CheckArgs(args);
+  Cuda(stream).Note(LaunchDispatch(Resolve(args), Cuda(stream).get()), "dispatch");
+}
+
 void CudaKernels::Normalize(const NormalizeArgs& args, Stream& stream) {
   CheckArgs(args, activation_dtype());
   const NormalizeParams p = {Resolve(args.partial), args.tokens * args.heads, args.head_dim,

@@ -33,6 +33,7 @@ inline constexpr std::int64_t kTensorRows = 16;
 [[nodiscard]] cudaError_t LaunchFarLinear(const FarLinearParams& p, cudaStream_t stream);
 [[nodiscard]] cudaError_t LaunchControl(const ControlParams& p, cudaStream_t stream);
 [[nodiscard]] cudaError_t LaunchMix(const MixParams& p, cudaStream_t stream);
+[[nodiscard]] cudaError_t LaunchDispatch(const DispatchParams& p, cudaStream_t stream);
 [[nodiscard]] cudaError_t LaunchNormalize(const NormalizeParams& p, cudaStream_t stream);
 [[nodiscard]] cudaError_t LaunchSwiGlu(const SwiGluParams& p, cudaStream_t stream);
 

@@ -176,6 +176,18 @@ struct MixParams {
   float* sum;
 };
 
+struct DispatchParams {
+  std::int64_t capacity;
+  int group, head_dim, heads, head, step;  // step: of DispatchStep
+  const std::uint8_t* helped;
+  List list;
+  float* q;
+  Triples partial;
+  std::int32_t *count, *rows;  // of the request, and its queries
+  float* sent_q;
+  Triples answer;
+};
+
 struct NormalizeParams {
   Triples partial;
   std::int64_t rows;  // tokens * H * g

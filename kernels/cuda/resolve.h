@@ -49,6 +49,24 @@ inline LinearAttention Resolve(const LinearShape& s) {
           nullptr};
 }
 
+inline DispatchParams Resolve(const DispatchArgs& a) {
+  const BucketViews bucket(a);
+  return {a.bucket.capacity,
+          a.bucket.group,
+          a.bucket.head_dim,
+          a.heads,
+          a.head,
+          static_cast<int>(a.step),
+          a.helped.As<std::uint8_t>(),
+          Resolve(a.list),
+          a.q.As<float>(),
+          Resolve(a.partial),
+          bucket.count.As<std::int32_t>(),
+          bucket.rows.As<std::int32_t>(),
+          bucket.q.As<float>(),
+          Resolve(Partial{bucket.o, bucket.m, bucket.l})};
+}
+
 inline ControlParams Resolve(const ControlArgs& a) {
   return {Resolve(a.rows),
           a.heads,

@@ -167,7 +167,24 @@ TEST_P(CudaCopiesTest, AFailedCopyIsReportedAndDeliversNothing) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Eager, CudaCopiesTest, testing::Values(0u, 1u));
+// Whichever of the two streams runs as late, or as early, as it may.
+TEST_P(CudaCopiesTest, OneStreamGoesOnWhereAnotherWas) {
+  auto other = device_->NewStream().value();
+  std::vector<std::uint32_t> first(4);
+  In(Numbers(16, 1), 0);
+  other->WaitFor(*stream_);
+  device_->Copy({&buffer_, 0}, {&buffer_, 64}, 16, *other);
+  device_->CopyOut({&buffer_, 64}, first.data(), 16, *other);
+  stream_->WaitFor(*other);
+  In(Numbers(16, 9), 0);  // only now may what the copy reads change
+  emu::ResetCounters();
+  ASSERT_TRUE(stream_->Synchronize().ok());
+  ASSERT_TRUE(other->Synchronize().ok());
+  EXPECT_EQ(first, Numbers(16, 1));
+  EXPECT_EQ(emu::Calls("cudaEventSynchronize") + emu::Calls("cudaDeviceSynchronize"), 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(Eager, CudaCopiesTest, testing::Values(0u, 1u, 2u, 3u));
 
 }  // namespace
 }  // namespace metattn::cuda

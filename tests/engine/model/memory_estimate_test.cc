@@ -73,6 +73,7 @@ class CountingKernels final : public Kernels {
   void FarLinear(const FarLinearArgs&, Stream&) override {}
   void Control(const ControlArgs&, Stream&) override {}
   void Mix(const MixArgs&, Stream&) override {}
+  void Dispatch(const DispatchArgs&, Stream&) override {}
   void Normalize(const NormalizeArgs&, Stream&) override {}
   void SwiGlu(const SwiGluArgs&, Stream&) override {}
   void Gather(const GatherArgs&, Stream&) override {}
