@@ -18,6 +18,7 @@ struct ModelOptions {
   int threads = 0;             // --threads per rank; 0: cores of this host / ranks on this host
   std::vector<double> rank_weights;     // --rank-weights 2,1; empty: equal, or as measured
   std::optional<bool> probe_ranks;      // --probe-ranks: measure; none: with cuda only
+  bool attention_helpers = false;       // --attention-helpers
   std::vector<int> rank_devices;        // --rank-devices 0,1, with cuda; empty: number on the host
   double device_memory_fraction = 0.9;  // --device-memory-fraction: of a GPU, for this process
   std::string controller;               // --controller: controller directory; empty: none

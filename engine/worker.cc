@@ -7,6 +7,8 @@
 #include "absl/strings/str_format.h"
 #include "engine/formats/status_macros.h"
 #include "engine/host_memory.h"
+#include "engine/model/far_helpers.h"
+#include "engine/model/helper_plan.h"
 #include "engine/model/weights.h"
 #include "engine/rank_device.h"
 #include "engine/rank_speed.h"
@@ -67,6 +69,10 @@ class RankWorker final : public Worker {
   std::string Describe(int rank, const RankRecord& record) const;
   absl::Status OpenController(const Checkpoint& checkpoint);
   absl::Status OpenDecisions();
+  absl::Status PlanHelp();
+  absl::Status JoinHelpers();
+  std::string Reads(int rank) const;
+  std::int64_t CopiesPerBlock() const;
   absl::Status Run(const StepPlan& plan, StepOutput* output);
   absl::Status GatherOutput(const StepResult& result, const StepRouting& mine, StepOutput* output);
 
@@ -84,6 +90,8 @@ class RankWorker final : public Worker {
   std::unique_ptr<Communicator> device_comm_;  // null: tensors go over comm_, as all else does
   std::vector<double> weights_;                // of the ranks
   std::vector<Slice> slices_;
+  std::vector<HelperLink> helpers_;           // empty: nobody reads for another rank
+  std::unique_ptr<Communicator> background_;  // null: likewise
   std::unique_ptr<Transformer> transformer_;
   std::int64_t blocks_ = 0;
   std::int64_t weight_bytes_ = 0;
@@ -201,12 +209,37 @@ absl::Status RankWorker::OpenDecisions() {
   return absl::OkStatus();
 }
 
+absl::Status RankWorker::PlanHelp() {
+  if (!options_.attention_helpers) return absl::OkStatus();
+  if (options_.deterministic) {
+    return absl::InvalidArgumentError(
+        "--attention-helpers and --deterministic exclude each other: which rows another rank reads "
+        "depends on the batch, and their sums have another order");
+  }
+  helpers_ = PlanHelpers(slices_, weights_);
+  return absl::OkStatus();
+}
+
+// Collective. What copies of pages go over.
+absl::Status RankWorker::JoinHelpers() {
+  if (helpers_.empty()) return absl::OkStatus();
+  METATTN_ASSIGN_OR_RETURN(background_, tensors().NewChannel());
+  transformer_options_.background = background_.get();
+  return absl::OkStatus();
+}
+
+std::int64_t RankWorker::CopiesPerBlock() const {
+  return FarHelpers::BytesPerBlock(helpers_, comm_.rank(), config_.layers,
+                                   kernels_->PageBytes(config_.head_dim));
+}
+
 absl::Status RankWorker::Plan(const Checkpoint& checkpoint) {
   METATTN_RETURN_IF_ERROR(OpenController(checkpoint));
   absl::StatusOr<std::vector<Slice>> slices = PlanSlices(ShapeOf(config_, checkpoint), weights_);
   if (!slices.ok()) return slices.status();
   slices_ = *std::move(slices);
   METATTN_RETURN_IF_ERROR(OpenDecisions());
+  METATTN_RETURN_IF_ERROR(PlanHelp());
   transformer_options_ = {
       .window = options_.window,
       .sinks = options_.sinks,
@@ -219,6 +252,7 @@ absl::Status RankWorker::Plan(const Checkpoint& checkpoint) {
       .source = source_.get(),
       .recorder = recorder_.get(),
       .max_shadow_rows = limits_.max_shadow_rows,
+      .helpers = helpers_,
       .perturb = limits_.perturb,
       .perturb_seed = limits_.perturb_seed};
   return absl::OkStatus();
@@ -230,6 +264,7 @@ absl::StatusOr<std::int64_t> RankWorker::BlocksThatFit(const Checkpoint& checkpo
   absl::StatusOr<MemoryNeed> need =
       EstimateMemory(checkpoint, config_, slices_[comm_.rank()], transformer_options_);
   if (!need.ok()) return need.status();
+  need->per_block += CopiesPerBlock();
   const std::int64_t fixed = need->weights + need->scratch;
   const std::optional<std::int64_t> own = kernels_->device().MemoryLeft();
   const std::int64_t available = own ? *own : AvailableMemoryBytes() / place().ranks_on_host;
@@ -291,6 +326,17 @@ absl::Status RankWorker::AgreeOnBlocks(const absl::StatusOr<std::int64_t>& mine)
   return absl::OkStatus();
 }
 
+// What a rank reads for others.
+std::string RankWorker::Reads(int rank) const {
+  std::string text;
+  for (const HelperLink& link : helpers_) {
+    if (link.helper != rank) continue;
+    absl::StrAppendFormat(&text, ", reads %.2f of KV head %d for rank %d", link.share, link.head,
+                          link.home);
+  }
+  return text;
+}
+
 std::string RankWorker::Describe(int rank, const RankRecord& record) const {
   const RankPlace& place = places_[rank];
   const Slice& s = slices_[rank];
@@ -298,11 +344,11 @@ std::string RankWorker::Describe(int rank, const RankRecord& record) const {
   return absl::StrFormat(
       "rank %d/%d: host %s, pid %d, cores %d, threads %d, %s %s, KV heads %d..%d, MLP columns "
       "%d..%d, vocabulary "
-      "%d..%d (share %g), transport %s, weights %s, K/V %s (%d blocks of %d tokens)",
+      "%d..%d (share %g), transport %s, weights %s, K/V %s (%d blocks of %d tokens)%s",
       rank, comm_.size(), place.host, place.pid, place.cores, place.threads,
       std::string(kernels_->name()), isa(), s.head_begin, s.head_end, s.ffn_begin, s.ffn_end,
       s.vocab_begin, s.vocab_end, weights_[rank], transport, Gibibytes(record.weight_bytes),
-      Gibibytes(record.page_bytes), blocks_, kBlockTokens);
+      Gibibytes(record.page_bytes), blocks_, kBlockTokens, Reads(rank));
 }
 
 absl::Status RankWorker::Init(const Checkpoint& checkpoint) {
@@ -310,6 +356,7 @@ absl::Status RankWorker::Init(const Checkpoint& checkpoint) {
   if (absl::Status s = ReportUp(JoinDevices()); !s.ok()) return s;
   if (absl::Status s = ReportUp(WeighRanks()); !s.ok()) return s;
   if (absl::Status s = ReportUp(Plan(checkpoint)); !s.ok()) return s;
+  if (absl::Status s = ReportUp(JoinHelpers()); !s.ok()) return s;
   const absl::StatusOr<std::int64_t> fit = BlocksThatFit(checkpoint);
   if (absl::Status s = ReportUp(fit.status()); !s.ok()) return s;
   if (absl::Status s = AgreeOnBlocks(fit); !s.ok()) return s;
@@ -319,7 +366,7 @@ absl::Status RankWorker::Init(const Checkpoint& checkpoint) {
   transformer_ = *std::move(transformer);
   RankRecord record;
   record.weight_bytes = transformer_->weight_bytes();
-  record.page_bytes = transformer_->page_bytes();
+  record.page_bytes = transformer_->page_bytes() + blocks_ * CopiesPerBlock();
   absl::StatusOr<std::vector<RankRecord>> all = ExchangeRecords(comm_, record);
   if (!all.ok()) return all.status();
   for (int r = 0; r < comm_.size(); ++r) {

@@ -86,6 +86,9 @@ void AddModelFlags(CLI::App& app, ModelOptions* options) {
       app, "--probe-ranks", options->probe_ranks,
       "true or false: measure at start how fast each rank reads weights, and give it that share; "
       "default: with --device cuda");
+  AddSwitch(app, "--attention-helpers", options->attention_helpers,
+            "ranks with fewer KV heads than their share read far pages for ranks with more, in "
+            "steps of one token a sequence; their pages are stored twice");
   AddFlag(app, "--controller", options->controller,
           "controller directory (controller.json, controller.safetensors); empty: none");
   AddFlag(app, "--window", options->window,

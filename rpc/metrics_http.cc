@@ -84,6 +84,7 @@ struct RankSeries {
   Counter* attention;
   Counter* wait;
   Counter* transfer;
+  Counter* helped;
   Counter* bytes_read;
   Counter* bytes_dense;
   Counter* controller;
@@ -177,6 +178,7 @@ class PrometheusMetrics final : public Metrics, public prometheus::Collectable {
       ranks_[r].controller->Increment(result.controller_seconds);
       ranks_[r].wait->Increment(result.wait_seconds);
       ranks_[r].transfer->Increment(result.transfer_seconds);
+      ranks_[r].helped->Increment(static_cast<double>(result.helped_rows));
     }
     for (std::size_t r = 0; r < output.rank_routing.size() && r < ranks_.size(); ++r) {
       const RoutingCounts& counts = output.rank_routing[r];
@@ -290,6 +292,9 @@ class PrometheusMetrics final : public Metrics, public prometheus::Collectable {
                                 "Time waiting for other ranks in collectives.");
     rank_transfer_ = &CounterFamily("metattn_rank_collective_transfer_seconds_total",
                                     "Time moving data in collectives.");
+    rank_helped_ = &CounterFamily("metattn_rank_helped_rows_total",
+                                  "(row, KV head, layer) of a rank whose far pages another rank "
+                                  "read (--attention-helpers).");
     rank_read_ = &CounterFamily("metattn_rank_attention_read_bytes_total",
                                 "K/V bytes read, per (row, KV head).");
     rank_dense_ = &CounterFamily("metattn_rank_attention_dense_bytes_total",
@@ -308,6 +313,7 @@ class PrometheusMetrics final : public Metrics, public prometheus::Collectable {
                          &rank_attention_->Add(labels),
                          &rank_wait_->Add(labels),
                          &rank_transfer_->Add(labels),
+                         &rank_helped_->Add(labels),
                          &rank_read_->Add(labels),
                          &rank_dense_->Add(labels),
                          &rank_controller_->Add(labels),
@@ -410,7 +416,7 @@ class PrometheusMetrics final : public Metrics, public prometheus::Collectable {
   Counter *prompt_tokens_, *cached_tokens_, *generated_tokens_, *preemptions_;
   Histogram *first_token_, *inter_token_, *end_to_end_, *queue_time_;
   Histogram *request_prompt_, *request_generated_, *step_rows_, *step_seconds_;
-  Family<Counter>*rank_step_, *rank_attention_, *rank_wait_, *rank_transfer_;
+  Family<Counter>*rank_step_, *rank_attention_, *rank_wait_, *rank_transfer_, *rank_helped_;
   Family<Counter>*rank_read_, *rank_dense_, *rank_controller_, *rank_routed_;
   std::vector<RankSeries> ranks_;
   std::vector<LayerSeries> layers_;

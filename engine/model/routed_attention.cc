@@ -6,6 +6,8 @@
 #include <utility>
 #include <vector>
 
+#include "engine/formats/status_macros.h"
+
 namespace metattn {
 namespace {
 
@@ -198,16 +200,27 @@ void RoutedAttention::Mix(Mechanism step, int layer, const StepBatch& batch, Str
                 stream);
 }
 
-void RoutedAttention::Far(int layer, const StepBatch& batch, const Io& io, Stream& stream) {
+absl::Status RoutedAttention::Full(int layer, const StepBatch& batch, Stream& stream) {
+  const AttentionRows& rows = batch.rows();
+  const float scale = 1.0f / std::sqrt(static_cast<float>(config_->head_dim));
+  const WorkList full = List(Mechanism::kFull);
+  const bool helped = shape_.helpers != nullptr && shape_.helpers->active();
+  const FarHelpers::Work work = {{&q_}, full, partial()};
+  kernels_->Compact(
+      {rows, shape_.heads, Mechanism::kFull, Mixes(batch), Decisions(layer, batch), full}, stream);
+  if (helped) METATTN_RETURN_IF_ERROR(shape_.helpers->Send(layer, batch, work, stream));
+  kernels_->FarFull({rows, Pages(layer), config_->group(), scale, {&q_}, full, partial()}, stream);
+  return helped ? shape_.helpers->Merge(batch, work, stream) : absl::OkStatus();
+}
+
+absl::Status RoutedAttention::Far(int layer, const StepBatch& batch, const Io& io, Stream& stream) {
   const AttentionRows& rows = batch.rows();
   const View decisions = Decisions(layer, batch);
-  const float scale = 1.0f / std::sqrt(static_cast<float>(config_->head_dim));
-  const WorkList full = List(Mechanism::kFull), linear = List(Mechanism::kLinear);
+  const WorkList linear = List(Mechanism::kLinear);
   const bool mixes = Mixes(batch);
   if (mixes) Mix(Mechanism::kLocal, layer, batch, stream);
-  kernels_->Compact({rows, shape_.heads, Mechanism::kFull, mixes, decisions, full}, stream);
-  kernels_->FarFull({rows, Pages(layer), config_->group(), scale, {&q_}, full, partial()}, stream);
-  if (controller_ == nullptr) return;
+  METATTN_RETURN_IF_ERROR(Full(layer, batch, stream));
+  if (controller_ == nullptr) return absl::OkStatus();
   if (mixes) Mix(Mechanism::kFull, layer, batch, stream);
   kernels_->Compact({rows, shape_.heads, Mechanism::kLinear, mixes, decisions, linear}, stream);
   const MetaController::Inputs in = ControllerInputs(layer, batch, io);
@@ -217,10 +230,11 @@ void RoutedAttention::Far(int layer, const StepBatch& batch, const Io& io, Strea
     controller_->FollowOnly(layer, in, linear, stream);
   }
   if (mixes) Mix(Mechanism::kLinear, layer, batch, stream);
+  return absl::OkStatus();
 }
 
-void RoutedAttention::Layer(int layer, const LayerWeights& weights, const StepBatch& batch,
-                            const Io& io, Stream& stream) {
+absl::Status RoutedAttention::Layer(int layer, const LayerWeights& weights, const StepBatch& batch,
+                                    const Io& io, Stream& stream) {
   const AttentionRows& rows = batch.rows();
   const ModelConfig& c = *config_;
   auto optional = [](const Buffer& b) { return b.bytes() == 0 ? View{} : View{&b}; };
@@ -245,11 +259,12 @@ void RoutedAttention::Layer(int layer, const LayerWeights& weights, const StepBa
   kernels_->Near(near, stream);
   if (shadow_ != nullptr) shadow_->Full(layer, batch, near, stream);
   Decide(layer, batch, io, stream);
-  Far(layer, batch, io, stream);
+  METATTN_RETURN_IF_ERROR(Far(layer, batch, io, stream));
   kernels_->Normalize(
       {partial(), rows.tokens, static_cast<int>(QueryHeads(c, shape_)), c.head_dim, io.out},
       stream);
   if (shadow_ != nullptr) shadow_->Routed(layer, batch, io.out, stream);
+  return absl::OkStatus();
 }
 
 void RoutedAttention::CopyOut(const StepBatch& batch, Stream& stream) {

@@ -14,6 +14,7 @@
 #include "absl/status/statusor.h"
 #include "engine/model/config.h"
 #include "engine/model/decision_source.h"
+#include "engine/model/far_helpers.h"
 #include "engine/model/meta_controller.h"
 #include "engine/model/routing_counts.h"
 #include "engine/model/shadow_check.h"
@@ -35,6 +36,7 @@ struct RoutedAttentionShape {
   int max_shadow_rows = 0;               // of a step; 0: the quality watch is off
   bool near_stats = false;               // the controller wants statistics of the near partial
   bool mixtures = false;                 // uncertain rows mix
+  FarHelpers* helpers = nullptr;         // other ranks read far pages too; borrowed
 };
 
 class RoutedAttention {
@@ -54,8 +56,9 @@ class RoutedAttention {
   struct Io {
     View x, qkv, out;
   };
-  void Layer(int layer, const LayerWeights& weights, const StepBatch& batch, const Io& io,
-             Stream& stream);
+  // An error of the ranks that help.
+  [[nodiscard]] absl::Status Layer(int layer, const LayerWeights& weights, const StepBatch& batch,
+                                   const Io& io, Stream& stream);
 
   // After the last layer: enqueues the copies of what EndStep reads.
   void CopyOut(const StepBatch& batch, Stream& stream);
@@ -63,6 +66,7 @@ class RoutedAttention {
   absl::StatusOr<StepRouting> EndStep(const StepBatch& batch);
 
   std::int64_t page_bytes() const { return static_cast<std::int64_t>(pages_.bytes()); }
+  PageTable Pages(int layer) const;
 
  private:
   RoutedAttention(const ModelConfig& config, const RoutedAttentionShape& shape,
@@ -70,10 +74,10 @@ class RoutedAttention {
       : config_(&config), shape_(shape), controller_(controller), kernels_(&kernels) {}
   absl::Status Allocate();
   absl::Status LoadRope();
-  PageTable Pages(int layer) const;
   WorkList List(Mechanism mechanism) const;
   void Decide(int layer, const StepBatch& batch, const Io& io, Stream& stream);
-  void Far(int layer, const StepBatch& batch, const Io& io, Stream& stream);
+  absl::Status Far(int layer, const StepBatch& batch, const Io& io, Stream& stream);
+  absl::Status Full(int layer, const StepBatch& batch, Stream& stream);
   MetaController::Inputs ControllerInputs(int layer, const StepBatch& batch, const Io& io) const;
   DecisionRows RowsOf(const StepBatch& batch) const;
   bool NeedsOdds(const StepBatch& batch) const;

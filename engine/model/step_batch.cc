@@ -212,6 +212,19 @@ void StepBatch::PlaceHead(const StepPlan& plan) {
   offset_head_ = Place(rows);
 }
 
+std::pair<std::int32_t, std::int32_t> StepBatch::PositionsOf(int sequence) const {
+  const auto s = static_cast<std::size_t>(sequence);
+  if (row_begin_[s] == row_begin_[s + 1]) return {0, 0};
+  const std::int32_t first = position_[static_cast<std::size_t>(row_begin_[s])];
+  return {first, first + row_begin_[s + 1] - row_begin_[s]};
+}
+
+std::span<const std::int32_t> StepBatch::BlocksOf(int sequence) const {
+  const auto s = static_cast<std::size_t>(sequence);
+  const auto begin = static_cast<std::size_t>(table_begin_[s]);
+  return std::span(blocks_).subspan(begin, static_cast<std::size_t>(table_begin_[s + 1]) - begin);
+}
+
 std::string StepBatch::shape() const {
   if (plan_rows_ != plan_sequences_ || !shadow_rows_.empty()) return {};
   return absl::StrCat(padded_rows_, " rows, ", padded_logits_, " with logits, ", padded_best_,

@@ -9,6 +9,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -80,6 +81,10 @@ class StepBatch {
   std::span<const std::int32_t> linear_ends() const { return OfPlan(linear_end_); }
   std::span<const std::int32_t> sequences() const { return OfPlan(sequence_); }
   std::span<const std::int32_t> shadow_rows() const { return shadow_rows_; }
+  // Of the plan's sequences: the positions [first, second) of this step's rows, the blocks up to
+  // there.
+  std::pair<std::int32_t, std::int32_t> PositionsOf(int sequence) const;
+  std::span<const std::int32_t> BlocksOf(int sequence) const;
   std::span<const std::uint64_t> requests() const { return request_; }
   std::span<const std::uint8_t> eligible() const { return eligible_; }
   std::span<const std::uint8_t> routed() const { return OfPlan(routed_); }  // 1: the controller's

@@ -58,6 +58,7 @@ struct StepResult {
   double controller_seconds = 0;  // the meta-controller's projection and decisions
   double wait_seconds = 0;        // waiting for other ranks in collectives
   double transfer_seconds = 0;
+  std::int64_t helped_rows = 0;  // (row, KV head, layer) whose far pages another rank has read
 };
 
 }  // namespace metattn

@@ -3,12 +3,14 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
-#include <limits>
 #include <map>
 #include <string>
 #include <utility>
 
 #include "absl/strings/str_format.h"
+#include "engine/formats/status_macros.h"
+#include "engine/model/far_helpers.h"
+#include "engine/model/gathered_head.h"
 #include "engine/model/meta_controller.h"
 #include "engine/model/perturbation.h"
 #include "engine/model/routed_attention.h"
@@ -115,8 +117,6 @@ class DenseTransformer final : public Transformer {
   absl::Status GatherHead();
   void CopyHead();
   void TakeHead(const Outputs& out);
-  void SortLogits(std::span<const float> gathered, std::vector<float>* logits) const;
-  void BestOfRanks(std::span<const Largest> gathered, std::vector<std::int32_t>* best) const;
   absl::Status Fill(const StepPlan& plan, const Outputs& out);
   absl::Status MakeAttention();
   std::int64_t rows() const { return batch_->rows().tokens; }
@@ -135,6 +135,7 @@ class DenseTransformer final : public Transformer {
   bool padded_ = false;  // steps worth recording, see StepBatchLimits
   std::unique_ptr<StepBatch> batch_;
   std::unique_ptr<MetaController> controller_;  // null: routes are forced
+  std::unique_ptr<FarHelpers> helpers_;         // null: every rank reads its own pages only
   std::unique_ptr<RoutedAttention> attention_;
   std::vector<float> host_logits_;  // of the last step, as the ranks gave them
   std::vector<Largest> host_best_;
@@ -180,8 +181,18 @@ absl::Status DenseTransformer::MakeAttention() {
     if (!controller.ok()) return controller.status();
     controller_ = *std::move(controller);
   }
+  METATTN_ASSIGN_OR_RETURN(
+      helpers_, FarHelpers::Create({.layers = config_.layers,
+                                    .group = config_.group(),
+                                    .head_dim = config_.head_dim,
+                                    .max_rows = options_.max_batch_tokens,
+                                    .blocks = options_.blocks,
+                                    .head_begin = slice_.head_begin,
+                                    .heads = slice_.heads()},
+                                   options_.helpers, kernels_, {&comm_, options_.background}));
   RoutedAttentionShape shape = AttentionShape(config_, slice_, options_);
   shape.blocks += padded_ ? 1 : 0;
+  shape.helpers = helpers_.get();
   absl::StatusOr<std::unique_ptr<RoutedAttention>> attention =
       RoutedAttention::Create(config_, shape, controller_.get(), kernels_);
   if (!attention.ok()) return attention.status();
@@ -257,8 +268,12 @@ absl::Status DenseTransformer::Layer(int index) {
   if (slice_.heads() > 0) {
     kernels_.Linear({w.qkv.get(), hidden, bias, qkv, rows()}, *stream_);
     const int begin = stream_->Mark();
-    attention_->Layer(index, w, *batch_, {hidden, qkv, attention}, *stream_);
+    const RoutedAttention::Io io = {hidden, qkv, attention};
+    METATTN_RETURN_IF_ERROR(attention_->Layer(index, w, *batch_, io, *stream_));
     marks_.attention.emplace_back(begin, stream_->Mark());
+  } else if (helpers_ != nullptr && helpers_->active()) {
+    METATTN_RETURN_IF_ERROR(helpers_->Send(index, *batch_, {}, *stream_));
+    METATTN_RETURN_IF_ERROR(helpers_->Merge(*batch_, {}, *stream_));
   }
   kernels_.Linear({w.attn_output.get(), attention, {}, delta, rows()}, *stream_);
   if (absl::Status s = Reduce(delta, 2 * index + 1); !s.ok()) return s;
@@ -283,8 +298,9 @@ absl::Status DenseTransformer::Compute() {
 
 // A decode step is one launch where the stream can record it. The perturbation is made on the host.
 absl::Status DenseTransformer::ComputeOrRepeat() {
-  const std::string shape = perturbation_.active() ? std::string() : batch_->shape();
+  std::string shape = perturbation_.active() ? std::string() : batch_->shape();
   if (shape.empty()) return Compute();
+  if (helpers_ != nullptr && helpers_->active()) shape += ", helped";
   absl::Status status;
   const Repeated how = stream_->Repeat(shape, [&] { status = Compute(); });
   if (!status.ok()) return status;
@@ -364,43 +380,12 @@ void DenseTransformer::TakeHead(const Outputs& out) {
   if (out.logits != nullptr) out.logits->clear();
   if (out.best != nullptr) out.best->clear();
   if (comm_.rank() != 0) return;
-  if (batch_->best_count() > 0) BestOfRanks(host_best_, out.best);
+  if (batch_->best_count() > 0) *out.best = BestOfRanks(slices_, host_best_);
   if (batch_->logit_count() == 0) return;
   if (comm_.size() == 1) {
     std::swap(*out.logits, host_logits_);
   } else {
-    SortLogits(host_logits_, out.logits);
-  }
-}
-
-// Rank after rank [count, V_r] -> columns side by side.
-void DenseTransformer::SortLogits(std::span<const float> gathered,
-                                  std::vector<float>* logits) const {
-  const std::int64_t count = batch_->logit_count();
-  logits->resize(gathered.size());
-  const float* from = gathered.data();
-  for (const Slice& s : slices_) {
-    const std::int64_t width = s.vocab_end - s.vocab_begin;
-    for (std::int64_t row = 0; row < count; ++row, from += width) {
-      std::memcpy(logits->data() + row * config_.vocab + s.vocab_begin, from,
-                  width * sizeof(float));
-    }
-  }
-}
-
-// Rank after rank a Largest of every row, indices within the rank's slice of the vocabulary.
-void DenseTransformer::BestOfRanks(std::span<const Largest> gathered,
-                                   std::vector<std::int32_t>* best) const {
-  const auto count = static_cast<std::size_t>(batch_->best_count());
-  best->assign(count, 0);
-  for (std::size_t row = 0; row < count; ++row) {
-    float value = -std::numeric_limits<float>::infinity();
-    for (std::size_t rank = 0; rank < slices_.size(); ++rank) {
-      const Largest& theirs = gathered[rank * count + row];
-      if (!(theirs.value > value)) continue;
-      value = theirs.value;
-      (*best)[row] = static_cast<std::int32_t>(slices_[rank].vocab_begin) + theirs.index;
-    }
+    *out.logits = SideBySide(slices_, host_logits_);
   }
 }
 
@@ -417,6 +402,7 @@ absl::Status DenseTransformer::Fill(const StepPlan& plan, const Outputs& out) {
       SecondsOf(marks_.attention, *stream_) - out.result->controller_seconds;
   out.result->wait_seconds = comm.wait_seconds;
   out.result->transfer_seconds = comm.transfer_seconds;
+  out.result->helped_rows = helpers_ == nullptr ? 0 : helpers_->sent();
   return absl::OkStatus();
 }
 
@@ -433,10 +419,15 @@ absl::Status DenseTransformer::Forward(const StepPlan& plan, const Outputs& out)
   }
   if (controller_ != nullptr) controller_->BeginStep(plan, *stream_);
   if (absl::Status s = attention_->BeginStep(*batch_, *stream_); !s.ok()) return s;
+  if (helpers_ != nullptr) helpers_->BeginStep(*batch_, *stream_);
   if (absl::Status s = ComputeOrRepeat(); !s.ok()) return s;
   if (controller_ != nullptr) controller_->EndStep(plan, *stream_);
+  if (helpers_ != nullptr) {
+    METATTN_RETURN_IF_ERROR(helpers_->EndStep(*batch_, attention_->Pages(0), *stream_));
+  }
   CopyHead();
   attention_->CopyOut(*batch_, *stream_);
+  if (helpers_ != nullptr) helpers_->CopyOut(*stream_);
   if (absl::Status s = stream_->Synchronize(); !s.ok()) return s;
   TakeHead(out);
   if (absl::Status s = Fill(plan, out); !s.ok()) return s;

@@ -18,6 +18,7 @@
 #include "engine/model/config.h"
 #include "engine/model/controller_file.h"
 #include "engine/model/decision_source.h"
+#include "engine/model/helper_plan.h"
 #include "engine/model/routing_counts.h"
 #include "engine/model/step_plan.h"
 #include "kernels/kernels.h"
@@ -40,6 +41,8 @@ struct TransformerOptions {
   DecisionSource* source = nullptr;      // decides instead of policies; outlives the transformer
   DecisionRecorder* recorder = nullptr;  // likewise; null: nothing is recorded
   int max_shadow_rows = 0;               // of a step; 0: no quality watch
+  std::vector<HelperLink> helpers;       // who reads far pages for whom, the same on every rank
+  Communicator* background = nullptr;    // a channel for copies of pages, where there are any
   double perturb =
       0;  // > 0: relative seeded noise on embeddings and all-reduce sums (to measure bounds)
   std::uint64_t perturb_seed = 1;

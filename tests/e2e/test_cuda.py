@@ -15,10 +15,10 @@ CUDA = ("--device", "cuda", "--probe-ranks", "false")  # a probe takes seconds i
 pytestmark = pytest.mark.skipif(not PROGRAM.exists(), reason="no CUDA toolkit here: metattn_emulated was not built")
 
 
-def at_once(work, *arguments):
+def at_once(work, *arguments, prompts=PROMPTS):
     """One call a prompt, all together, so that decode steps have several rows."""
-    with concurrent.futures.ThreadPoolExecutor(len(PROMPTS)) as pool:
-        return list(pool.map(work, PROMPTS, *arguments))
+    with concurrent.futures.ThreadPoolExecutor(len(prompts)) as pool:
+        return list(pool.map(work, prompts, *arguments))
 
 
 @pytest.mark.parametrize("routed", [False, True], ids=["dense", "routed"])
@@ -40,6 +40,27 @@ def test_tokens_are_those_of_the_cpu_on_1_to_3_gpus(tmp_path, client_of, tiny_mo
             assert ranks == 1 or "transport nccl" in running.log()
             layers = cluster.total(running.metrics(), "metattn_rank_routed_rows_total", mechanism="linear") if routed else 1
             assert layers > 0
+
+
+@pytest.mark.parametrize("routed", [False, True], ids=["dense", "routed"])
+def test_ranks_that_read_far_pages_for_others(tmp_path, client_of, tiny_model, tiny_controller, routed):
+    """Rows travel inside recorded steps, copies of pages beside them; the tokens are those of one CPU. The last of four ranks
+    has no KV head of its own."""
+    prompts, tokens = [[3 + (i * i * n) % 250 for i in range(130 + n)] for n in (1, 2, 3, 4)], (20,) * 4
+    flags = (*FLAGS, *(("--controller", tiny_controller) if routed else ()))
+    with cluster.Cluster(tmp_path / "cpu", tiny_model, 1, flags) as running:
+        client = client_of(running)
+        expected = at_once(lambda prompt, count: greedy.greedy(client, prompt, count, temperature=0), tokens, prompts=prompts)
+    for ranks in (2, 4):
+        gpus = cluster.Cluster(tmp_path / f"cuda{ranks}", tiny_model, ranks, (*flags, *CUDA, "--attention-helpers"),
+                               launch=("--threads", "1"), program=PROGRAM)
+        gpus.environment["EMU_DEVICES"] = "4"
+        with gpus as running:
+            client = client_of(running)
+            ties = sum(at_once(lambda prompt, ids: greedy.follow(client, prompt, ids, temperature=0), expected, prompts=prompts))
+            assert ties <= 4
+            assert "for rank" in running.log()
+            assert cluster.total(running.metrics(), "metattn_rank_helped_rows_total") > 0
 
 
 def test_the_real_model_on_2_gpus(tmp_path, client_of, real_model):

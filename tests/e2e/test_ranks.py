@@ -1,5 +1,6 @@
 """The same tokens whatever the number of ranks, uneven slices and ranks without a head included."""
 
+import concurrent.futures
 import socket
 
 import cluster
@@ -34,6 +35,21 @@ def test_real_model_on_1_2_and_4_ranks(start_cluster, client_of, real_model, rou
     cases = [(n, ("--route", route, "--max-model-len", "2048")) for n in (1, 2, 4)]
     runs = outputs(start_cluster, client_of, real_model, prompts, cases)
     greedy.assert_same_but_for_near_ties(runs)
+
+
+def test_ranks_that_read_far_pages_for_others(start_cluster, client_of, tiny_model):
+    """Four sequences decode together; from token 127 on they have far pages, of which the last of four ranks has none itself."""
+    prompts = [[3 + (i * i * n) % 250 for i in range(130 + n)] for n in range(1, 5)]
+    runs = {}
+    for ranks, flags in ((1, ()), (2, ("--attention-helpers",)), (4, ("--attention-helpers",))):
+        running = start_cluster(tiny_model, ranks, "--window", "64", *flags)
+        client = client_of(running)
+        with concurrent.futures.ThreadPoolExecutor(len(prompts)) as pool:
+            runs[f"{ranks} ranks"] = list(pool.map(lambda prompt: greedy.greedy(client, prompt, 100), prompts))
+        helped = cluster.total(running.metrics(), "metattn_rank_helped_rows_total")
+        assert (helped > 0) == bool(flags), f"{ranks} ranks: {helped} rows travelled"
+        running.stop()
+    assert greedy.assert_same_but_for_near_ties(runs) <= len(prompts)
 
 
 def test_ranks_on_two_hosts_speak_tcp(tmp_path, client_of, tiny_model):

@@ -158,12 +158,12 @@ TEST_F(MetricsTest, GaugesAreReadAtEachScrapeAndNotAfterDetach) {
 TEST_F(MetricsTest, StepsAreCountedByRankLayerAndMechanism) {
   Attach();
   StepOutput step;
-  step.per_rank.resize(2);
-  step.per_rank[0].step_seconds = 0.5;
-  step.per_rank[1].step_seconds = 0.25;
-  step.per_rank[1].attention_seconds = 0.125;
-  step.per_rank[1].controller_seconds = 0.03125;
-  step.per_rank[1].wait_seconds = 0.0625;
+  step.per_rank = {{.step_seconds = 0.5},
+                   {.step_seconds = 0.25,
+                    .attention_seconds = 0.125,
+                    .controller_seconds = 0.03125,
+                    .wait_seconds = 0.0625,
+                    .helped_rows = 12}};
   step.rank_routing.resize(2);
   step.rank_routing[0].bytes_read = 7;
   step.rank_routing[0].bytes_dense = 11;
@@ -185,6 +185,7 @@ TEST_F(MetricsTest, StepsAreCountedByRankLayerAndMechanism) {
   EXPECT_EQ(Value(text, "metattn_rank_attention_seconds_total{" + model + ",rank=\"1\"}"), 0.25);
   EXPECT_EQ(Value(text, "metattn_rank_collective_wait_seconds_total{" + model + ",rank=\"1\"}"),
             0.125);
+  EXPECT_EQ(Value(text, "metattn_rank_helped_rows_total{" + model + ",rank=\"1\"}"), 24);
   EXPECT_EQ(Value(text, "metattn_rank_controller_seconds_total{" + model + ",rank=\"1\"}"), 0.0625);
   EXPECT_EQ(Value(text, "metattn_rank_attention_read_bytes_total{" + model + ",rank=\"0\"}"), 14);
   EXPECT_EQ(Value(text, "metattn_rank_attention_dense_bytes_total{" + model + ",rank=\"0\"}"), 22);

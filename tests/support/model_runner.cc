@@ -117,6 +117,7 @@ absl::Status Feed(Worker& worker, std::span<const std::int32_t> tokens,
     }
     out.logits.insert(out.logits.end(), step->logits.begin(), step->logits.end());
     out.routing.Add(step->routing.sequences.back());
+    for (const StepResult& result : step->per_rank) out.helped_rows += result.helped_rows;
   }
   return worker.Stop();
 }
@@ -142,6 +143,7 @@ absl::StatusOr<RunnerOutput> RunModel(const std::string& model_path,
   model.window = options.window;
   model.sinks = options.sinks;
   model.deterministic = options.deterministic;
+  model.attention_helpers = options.helpers;
   const WorkerLimits limits = LimitsFor(tokens.size(), options);
   auto comms = MakeLocalCommunicators(options.ranks, {.ordered_sum = options.deterministic});
   std::vector<absl::Status> ends(options.ranks);

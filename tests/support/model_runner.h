@@ -27,6 +27,7 @@ struct RunnerOptions {
   std::int32_t prompt = 0;      // rows of the first step; 0: as many as of the others
   bool rebuild_states = false;  // every step builds its linear states from the pages
   bool snapshots = false;       // every step loads its linear states from a copy, into other slots
+  bool helpers = false;         // --attention-helpers
   int company = 0;      // other sequences in every step, under other policies; not in the output
   bool greedy = false;  // the best token of every position, and no logits
   int repeats = 1;      // the tokens again through the same worker; the last time counts
@@ -40,7 +41,8 @@ struct RunnerOutput {
   std::vector<float> logits;       // [tokens, vocab]
   std::vector<std::int32_t> best;  // [tokens], of greedy runs
   std::int64_t vocab = 0;
-  RoutingCounts routing;  // of the sequence, summed over steps and ranks
+  RoutingCounts routing;         // of the sequence, summed over steps and ranks
+  std::int64_t helped_rows = 0;  // of all sequences, likewise
 };
 
 // Teacher-forced logits of every position of `tokens`.
