@@ -125,6 +125,7 @@ void Contest::Add(const StepOutput& output, double seconds) {
     slowest = std::max(slowest, r.attention_seconds);
     decided = std::max(decided, r.controller_seconds);
     waited += r.wait_seconds;
+    timings.decode_helped_rows += static_cast<double>(r.helped_rows);
   }
   attention += slowest;
   controller += decided;
@@ -147,6 +148,7 @@ void Contest::Conclude(const BenchOptions& options) {
   timings.decode_attention_ms = attention / static_cast<double>(n) * 1e3;
   timings.decode_controller_ms = controller / static_cast<double>(n) * 1e3;
   timings.decode_wait_ms = wait / static_cast<double>(n) * 1e3;
+  timings.decode_helped_rows /= static_cast<double>(n);
 }
 
 absl::Status TimePrefill(std::span<Contest> contests, const BenchOptions& options) {
@@ -258,6 +260,7 @@ nlohmann::json TimingsJson(const BenchTimings& t) {
           {"decode_attention_ms", t.decode_attention_ms},
           {"decode_controller_ms", t.decode_controller_ms},
           {"decode_wait_ms", t.decode_wait_ms},
+          {"decode_helped_rows", t.decode_helped_rows},
           {"attention_bytes_read", t.attention_bytes_read},
           {"attention_bytes_dense", t.attention_bytes_dense}};
 }

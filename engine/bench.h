@@ -34,9 +34,10 @@ struct BenchTimings {
   double prefill_attention_ms = 0;  // mean per repeat, the slowest rank; the controller apart
   double decode_tokens_per_s = 0;   // sum over sequences
   double decode_step_p50_ms = 0, decode_step_p99_ms = 0;
-  double decode_attention_ms = 0;          // mean per step, the slowest rank; the controller apart
-  double decode_controller_ms = 0;         // likewise: projections and decisions
-  double decode_wait_ms = 0;               // mean per step in collectives' waiting, mean over ranks
+  double decode_attention_ms = 0;   // mean per step, the slowest rank; the controller apart
+  double decode_controller_ms = 0;  // likewise: projections and decisions
+  double decode_helped_rows = 0;  // mean per step: (row, KV head, layer) that another rank has read
+  double decode_wait_ms = 0;      // mean per step in collectives' waiting, mean over ranks
   std::int64_t attention_bytes_read = 0;   // of the timed decode, sum over ranks
   std::int64_t attention_bytes_dense = 0;  // the same rows, were all of them full
 };

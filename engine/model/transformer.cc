@@ -181,11 +181,12 @@ absl::Status DenseTransformer::MakeAttention() {
     if (!controller.ok()) return controller.status();
     controller_ = *std::move(controller);
   }
+  const std::int64_t most = PaddedSize(options_.max_sequences, options_.max_batch_tokens);
   METATTN_ASSIGN_OR_RETURN(
       helpers_, FarHelpers::Create({.layers = config_.layers,
                                     .group = config_.group(),
                                     .head_dim = config_.head_dim,
-                                    .max_rows = options_.max_batch_tokens,
+                                    .max_rows = static_cast<int>(most),
                                     .blocks = options_.blocks,
                                     .head_begin = slice_.head_begin,
                                     .heads = slice_.heads()},

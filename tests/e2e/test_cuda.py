@@ -54,7 +54,8 @@ def test_ranks_that_read_far_pages_for_others(tmp_path, client_of, tiny_model, t
     for ranks in (2, 4):
         gpus = cluster.Cluster(tmp_path / f"cuda{ranks}", tiny_model, ranks, (*flags, *CUDA, "--attention-helpers"),
                                launch=("--threads", "1"), program=PROGRAM)
-        gpus.environment["EMU_DEVICES"] = "4"
+        # Every second stream runs as early as it may, the others as late: steps before copies of pages, copies before steps.
+        gpus.environment.update(EMU_DEVICES="4", EMU_EAGER_MASK="0x55555555" if ranks == 2 else "0xaaaaaaaa")
         with gpus as running:
             client = client_of(running)
             ties = sum(at_once(lambda prompt, ids: greedy.follow(client, prompt, ids, temperature=0), expected, prompts=prompts))
