@@ -89,6 +89,19 @@ TEST_F(FarHelpersTest, EveryRowThatIsFullAndChosenTravels) {
   EXPECT_EQ(helped_rows_, steps * kModel.layers);
 }
 
+// A model of one KV head: two ranks read a third of its rows each. Of six rows the last four are
+// chosen, every second of which is forced local.
+TEST_F(FarHelpersTest, TwoHelpersOfAHeadReadDifferentRows) {
+  TinyModelOptions model = kModel;
+  model.heads = 2, model.kv_heads = 1;
+  WriteTinyModel(model, model_);
+  RunnerOptions options = Decode(3, "ref");
+  options.company = 5;
+  Compare(options, 0x1p-23);
+  const std::int64_t steps = kTokens - 200 - 1;
+  EXPECT_EQ(helped_rows_, 2 * steps * model.layers);
+}
+
 TEST_F(FarHelpersTest, RoutedLogitsAreTheSame) {
   for (const int ranks : {2, 4}) {
     SCOPED_TRACE(ranks);
