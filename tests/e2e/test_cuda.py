@@ -45,8 +45,8 @@ def test_tokens_are_those_of_the_cpu_on_1_to_3_gpus(tmp_path, client_of, tiny_mo
 @pytest.mark.parametrize("routed", [False, True], ids=["dense", "routed"])
 def test_ranks_that_read_far_pages_for_others(tmp_path, client_of, tiny_model, tiny_controller, routed):
     """Rows travel inside recorded steps, copies of pages beside them; the tokens are those of one CPU. The last of four ranks
-    has no KV head of its own."""
-    prompts, tokens = [[3 + (i * i * n) % 250 for i in range(130 + n)] for n in (1, 2, 3, 4)], (20,) * 4
+    has no KV head of its own. Rows have far pages from token 127 on: steps of one shape begin without help."""
+    prompts, tokens = [[3 + (i * i * n) % 250 for i in range(117 + n)] for n in (1, 2, 3, 4)], (22,) * 4
     flags = (*FLAGS, *(("--controller", tiny_controller) if routed else ()))
     with cluster.Cluster(tmp_path / "cpu", tiny_model, 1, flags) as running:
         client = client_of(running)
