@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <memory>
+#include <numeric>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -100,6 +102,35 @@ std::vector<Case> ArgMaxCase(Rig& rig, const Shape& shape) {
   return {{absl::StrCat("argmax, ", count, " rows of ", dim),
            4.0 * static_cast<double>(count * dim), static_cast<double>(count * dim),
            [&rig, args] { rig.kernels().ArgMax(args, rig.stream()); }, result}};
+}
+
+// A helper's side of a decode step: every row of one KV head out of a request, and back.
+std::vector<Case> DispatchCase(Rig& rig, const Shape& shape) {
+  const std::int64_t rows = shape.sequences;
+  const BucketShape bucket = {rows, shape.group, shape.head_dim};
+  std::vector<std::byte> request(Size(bucket.request_bytes()));
+  const auto count = static_cast<std::int32_t>(rows);
+  const std::vector<float> q = Randoms(Size(bucket.values()), 12);
+  std::vector<std::int32_t> numbers(Size(rows));
+  std::iota(numbers.begin(), numbers.end(), 0);
+  std::memcpy(request.data(), &count, sizeof count);
+  std::memcpy(request.data() + bucket.rows_at(), numbers.data(), numbers.size() * 4);
+  std::memcpy(request.data() + bucket.q_at(), q.data(), q.size() * 4);
+  const int group = shape.group, d = shape.head_dim;
+  DispatchArgs args = {.bucket = bucket,
+                       .tokens = rows,
+                       .q = rig.Floats(bucket.values()),
+                       .partial = NewPartial(rig, rows, group, d),
+                       .request = rig.In(request),
+                       .answer = rig.Space(Size(bucket.answer_bytes()))};
+  const auto run = [&rig, args]() mutable {
+    for (const DispatchStep step : {DispatchStep::kServe, DispatchStep::kReturn}) {
+      args.step = step;
+      rig.kernels().Dispatch(args, rig.stream());
+    }
+  };
+  return {{absl::StrCat("dispatch, ", rows, " rows"), 20.0 * static_cast<double>(q.size()), 0, run,
+           Reader(rig, args.q, bucket.values())}};
 }
 
 // A world of K/V, rows of a step over it and their queries. Near partials start empty.
@@ -267,6 +298,7 @@ std::vector<Maker> Makers() {
           NormCase,
           SwiGluCase,
           ArgMaxCase,
+          DispatchCase,
           DecodeCases,
           PrefillCases,
           FarLinearCase};
