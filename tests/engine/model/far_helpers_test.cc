@@ -20,7 +20,7 @@
 namespace metattn::test {
 namespace {
 
-constexpr int kTokens = 260;
+constexpr int kTokens = 232;
 constexpr RoutePolicy kRoutedPolicy{Route::kRouted, 0, 1};  // always sure
 const TinyModelOptions kModel = {
     .layers = 2, .hidden = 96, .heads = 6, .kv_heads = 3, .head_dim = 32, .ffn = 96};
