@@ -31,12 +31,13 @@ __global__ void PickKernel(DispatchParams p) {
     const bool leaves = wants && place < p.capacity;
     const unsigned leaving = __ballot_sync(gpu::kFullWarp, leaves);
     const unsigned staying = __ballot_sync(gpu::kFullWarp, there && !leaves);
+    __syncwarp();  // all lanes have read theirs: what stays may overwrite them
     if (leaves) p.rows[place] = row;
     if (there && !leaves) listed[kept + gpu::rank_in(staying)] = row;
     sent += __popc(leaving);
     kept += __popc(staying);
-    __syncwarp();
   }
+  __syncwarp();  // all lanes have read the count
   if (lane != 0) return;
   p.list.counts[p.head] = kept;
   *p.count = sent;

@@ -20,7 +20,7 @@
 namespace metattn::test {
 namespace {
 
-constexpr int kTokens = 232;
+constexpr int kTokens = 214, kPrompt = 192;
 constexpr RoutePolicy kRoutedPolicy{Route::kRouted, 0, 1};  // always sure
 const TinyModelOptions kModel = {
     .layers = 2, .hidden = 96, .heads = 6, .kv_heads = 3, .head_dim = 32, .ffn = 96};
@@ -39,8 +39,12 @@ class FarHelpersTest : public testing::Test {
 
   // Decode of several sequences behind a prompt; rows from 127 on are eligible.
   static RunnerOptions Decode(int ranks, const char* device) {
-    return {
-        .ranks = ranks, .device = device, .window = 64, .chunk = 1, .prompt = 200, .company = 3};
+    return {.ranks = ranks,
+            .device = device,
+            .window = 64,
+            .chunk = 1,
+            .prompt = kPrompt,
+            .company = 3};
   }
 
   // With helpers against without, under the same decisions where a controller makes them.
@@ -85,7 +89,7 @@ TEST_F(FarHelpersTest, DenseLogitsAreTheSame) {
 // of them is forced local. In the first decode step copies are still under way.
 TEST_F(FarHelpersTest, EveryRowThatIsFullAndChosenTravels) {
   Compare(Decode(2, "ref"), 0x1p-23);
-  const std::int64_t steps = kTokens - 200 - 1;
+  const std::int64_t steps = kTokens - kPrompt - 1;
   EXPECT_EQ(helped_rows_, steps * kModel.layers);
 }
 
@@ -98,7 +102,7 @@ TEST_F(FarHelpersTest, TwoHelpersOfAHeadReadDifferentRows) {
   RunnerOptions options = Decode(3, "ref");
   options.company = 5;
   Compare(options, 0x1p-23);
-  const std::int64_t steps = kTokens - 200 - 1;
+  const std::int64_t steps = kTokens - kPrompt - 1;
   EXPECT_EQ(helped_rows_, 2 * steps * model.layers);
 }
 
