@@ -21,6 +21,12 @@ namespace metattn::test {
 namespace {
 
 constexpr int kTokens = 214, kPrompt = 192;
+// Ranks wait for each other actively: more of them than cores take minutes under ThreadSanitizer.
+#ifdef __SANITIZE_THREAD__
+const std::vector<int> kRanks = {2};
+#else
+const std::vector<int> kRanks = {2, 4};
+#endif
 constexpr RoutePolicy kRoutedPolicy{Route::kRouted, 0, 1};  // always sure
 const TinyModelOptions kModel = {
     .layers = 2, .hidden = 96, .heads = 6, .kv_heads = 3, .head_dim = 32, .ffn = 96};
@@ -56,7 +62,11 @@ class FarHelpersTest : public testing::Test {
       options.replay_decisions = std::exchange(options.record_decisions, "");
     }
     const auto alone = RunModel(model_, tokens_, options);
-    const auto bound = MeasuredBound(model_, tokens_, options, rounding);
+    RunnerOptions one = options;  // the bound is that of the numeric format
+    one.ranks = one.repeats = 1;
+    one.company = 0;
+    one.rank_weights.clear();
+    const auto bound = MeasuredBound(model_, tokens_, one, rounding);
     options.helpers = true;
     const auto helped = RunModel(model_, tokens_, options);
     ASSERT_THAT(alone, Succeeds());
@@ -75,7 +85,7 @@ class FarHelpersTest : public testing::Test {
 };
 
 TEST_F(FarHelpersTest, DenseLogitsAreTheSame) {
-  for (const int ranks : {2, 4}) {
+  for (const int ranks : kRanks) {
     for (const auto& [device, rounding] : {std::pair{"ref", 0x1p-23}, std::pair{"cpu", 0x1p-9}}) {
       SCOPED_TRACE(absl::StrCat(device, " ", ranks));
       RunnerOptions options = Decode(ranks, device);
@@ -107,7 +117,7 @@ TEST_F(FarHelpersTest, TwoHelpersOfAHeadReadDifferentRows) {
 }
 
 TEST_F(FarHelpersTest, RoutedLogitsAreTheSame) {
-  for (const int ranks : {2, 4}) {
+  for (const int ranks : kRanks) {
     SCOPED_TRACE(ranks);
     RunnerOptions options = Decode(ranks, "ref");
     options.controller = controller_;
