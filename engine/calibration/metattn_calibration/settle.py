@@ -2,7 +2,8 @@
 
 A tilt on full and its slope in log n are found such that every length has the wanted share: with a tilt alone long texts
 get more than short ones. The slope goes into the controllers' skip of log n, the tilt into the offsets. Candidates for an
-offset on local are compared by their loss, if anything is routed there at all. Decisions are those of the rounded controller, eta's fail-safe included.
+offset on local are compared by their loss, if anything is routed there at all. Decisions are those of the rounded
+controller, eta's fail-safe included.
 """
 
 import torch

@@ -65,7 +65,6 @@ class FarHelpersTest : public testing::Test {
     RunnerOptions one = options;  // the bound is that of the numeric format
     one.ranks = one.repeats = 1;
     one.company = 0;
-    one.rank_weights.clear();
     const auto bound = MeasuredBound(model_, tokens_, one, rounding);
     options.helpers = true;
     const auto helped = RunModel(model_, tokens_, options);
@@ -88,9 +87,7 @@ TEST_F(FarHelpersTest, DenseLogitsAreTheSame) {
   for (const int ranks : kRanks) {
     for (const auto& [device, rounding] : {std::pair{"ref", 0x1p-23}, std::pair{"cpu", 0x1p-9}}) {
       SCOPED_TRACE(absl::StrCat(device, " ", ranks));
-      RunnerOptions options = Decode(ranks, device);
-      options.rank_weights.assign(static_cast<std::size_t>(ranks), 1.0);
-      Compare(options, rounding);
+      Compare(Decode(ranks, device), rounding);
     }
   }
 }
@@ -126,11 +123,13 @@ TEST_F(FarHelpersTest, RoutedLogitsAreTheSame) {
   }
 }
 
-// The tokens again from the first on, into the same blocks: copies of the first time are stale.
+// The tokens again from the first on, into the same blocks: copies of the first time count no more,
+// so the first decode step is not helped then either.
 TEST_F(FarHelpersTest, BlocksThatAreUsedAgainAreCopiedAgain) {
   RunnerOptions options = Decode(2, "ref");
   options.repeats = 2;
   Compare(options, 0x1p-23);
+  EXPECT_EQ(helped_rows_, (kTokens - kPrompt - 1) * kModel.layers);
 }
 
 TEST_F(FarHelpersTest, PrefillsAndLoneSequencesAreNotHelped) {
