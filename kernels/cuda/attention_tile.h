@@ -20,6 +20,7 @@
 #include <cmath>
 
 #include "kernels/cuda/gpu.h"
+#include "kernels/cuda/packing.h"
 #include "kernels/cuda/pages.h"
 #include "kernels/cuda/softmax.h"
 
@@ -39,17 +40,6 @@ struct TileSpace {
   static constexpr std::size_t Bytes(int warps) {
     return sizeof(gpu::bf16) * static_cast<std::size_t>(warps * kWarpRows * kPitch + 2 * kStage);
   }
-};
-
-// How rows of the step and query heads of a group share the rows of a block's tile. A group that is
-// larger than a tile takes several parts.
-struct Packing {
-  int rows, first_member, members;
-
-  GPU_INLINE Packing(int capacity, int group, int part)
-      : rows(group < capacity ? capacity / group : 1),
-        first_member(part * capacity),
-        members(group - first_member < capacity ? group - first_member : capacity) {}
 };
 
 // One query row: which triple it is (-1: none) and the keys it sees, [0, sink_end) in the walk's
@@ -351,12 +341,6 @@ GPU_INLINE void Attend(const TileWork<kDim>& work, TileSoftmax<kDim, kMean>& sof
     after(i);
     TileBarrier<kWarps>();  // the next but one overwrites this stage
   }
-}
-
-// Calls launch.operator()<kDim>() with the least kDim that holds d <= 256 dimensions.
-template <typename Launch>
-auto ForTileDim(int d, const Launch& launch) {
-  return ForHeadDim(d, [&]<int kDims>() { return launch.template operator()<32 * kDims>(); });
 }
 
 }  // namespace metattn::cuda

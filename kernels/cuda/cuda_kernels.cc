@@ -208,6 +208,7 @@ void CudaKernels::LinearOdds(const LinearOddsArgs& args, Stream& stream) {
   CheckArgs(args);
   LinearAttention shape;
   if (!WithBoundaries(args.shape, Cuda(stream), &shape)) return;
+  boundaries_of_ = shape.states;
   const OddsParams p = {shape,
                         args.w_q.As<const __nv_bfloat16>(),
                         args.log_gain.As<float>(),
@@ -228,7 +229,8 @@ void CudaKernels::FarLinear(const FarLinearArgs& args, Stream& stream) {
                              args.lse_far.As<float>(),
                              Resolve(args.list),
                              Resolve(args.partial),
-                             args.alone};
+                             args.alone,
+                             std::exchange(boundaries_of_, nullptr) == shape.states};
   Cuda(stream).Note(LaunchFarLinear(p, Cuda(stream).get()), "linear attention");
 }
 

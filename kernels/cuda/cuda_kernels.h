@@ -67,7 +67,10 @@ class CudaKernels final : public Kernels {
   std::unique_ptr<Stream> loading_;  // weights go up on it
   std::unique_ptr<Gemm> gemm_;       // where a weight has a part in bf16, unless exact
   Buffer boundaries_;                // linear states
-  Buffer chunks_;                    // triples of far attention
+  // The states, of one layer, that LinearOdds has filled boundaries_ from; FarLinear comes next and
+  // takes them as they are. Null: it has none, or they were used.
+  const float* boundaries_of_ = nullptr;
+  Buffer chunks_;  // triples of far attention
 };
 
 }  // namespace metattn::cuda

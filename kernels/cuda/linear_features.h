@@ -1,8 +1,9 @@
-// The feature map phi and the state of linear attention on the device.
+// Linear attention on the device: where states lie, and phi of a single key.
 //
-//   elu1      phi(x) = elu(x) + 1, f = d      hedgehog  y = W x, phi(x) = [softmax(y); softmax(-y)]
-//
-// A state is S [f, d] f32 = sum phi(k) v^T, then z [f] = sum phi(k). Whole warps call Phi.
+// A state is S [f, d] f32 = sum phi(k) v^T, then z [f] = sum phi(k). feature_tile.h has the feature
+// map phi, by tensor cores for 16 rows; here it is for one key at a time, in f32: the keys between
+// a state's last whole block and a row's linear_end, which only the scopes that do not end on
+// blocks have. Whole warps call it.
 #pragma once
 
 #include <cmath>
@@ -31,6 +32,7 @@ GPU_INLINE float* BoundaryState(const LinearAttention& a, int sequence, int head
   return a.boundaries + (place * a.pages.heads + head) * StateFloats(a);
 }
 
+// The sequence's own, in memory.
 GPU_INLINE float* StateAt(const LinearAttention& a, int sequence, int head) {
   return a.states + (a.rows.state_slot[sequence] * a.slot_stride + head) * StateFloats(a);
 }
@@ -56,37 +58,69 @@ GPU_INLINE void PutSoftmax(const float (&y)[kMaxRounds], float sign, int d, floa
   }
 }
 
-// out [f] = phi(x); weights [d, d] of the head, absent for elu1. load(i) gives x[i] to any lane.
-template <typename Load>
-GPU_INLINE void Phi(const LinearAttention& a, const gpu::bf16* weights, const Load& load,
-                    float* out) {
+// The state of the keys before `end`, a multiple of kPageTokens, as a row of the step finds it: the
+// sequence's own where its first row reads, else the boundary's (linear_state.cu). Null: no keys.
+GPU_INLINE const float* RowState(const LinearAttention& a, int sequence, int head,
+                                 std::int64_t end) {
+  if (end == 0) return nullptr;
+  const std::int64_t first = WholeBlocks(a.rows.linear_end[a.rows.row_begin[sequence]]);
+  return end == first ? StateAt(a, sequence, head) : BoundaryState(a, sequence, head, end, first);
+}
+
+struct KeyHead {
+  int sequence, head;
+};
+
+// out [f] = phi of the key at `position`.
+GPU_INLINE void KeyPhi(const LinearAttention& a, const KeyHead& of, std::int64_t position,
+                       float* out) {
   const int d = a.pages.head_dim, lane = gpu::lane_index();
+  const gpu::bf16* k = KeyAt(a.rows, a.pages, of.sequence, of.head, position);
   if (!a.hedgehog) {
     for (int i = lane; i < d; i += gpu::kWarpLanes) {
-      const float x = load(i);
+      const float x = __bfloat162float(k[i]);
       out[i] = x > 0 ? x + 1.0F : expf(x);
     }
     return;
   }
+  const gpu::bf16* w = a.w_k + std::int64_t{of.head} * d * d;
   float y[kMaxRounds] = {};
 #pragma unroll
   for (int j = 0; j < kMaxRounds; ++j) {
     const int r = j * gpu::kWarpLanes + lane;
     if (r >= d) continue;
-    for (int i = 0; i < d; ++i) y[j] += __bfloat162float(weights[r * d + i]) * load(i);
+    for (int i = 0; i < d; ++i) y[j] += __bfloat162float(w[r * d + i]) * __bfloat162float(k[i]);
   }
   PutSoftmax(y, 1.0F, d, out);
   PutSoftmax(y, -1.0F, d, out + d);
 }
 
-// phi of the key at `position`, by one warp.
-GPU_INLINE void KeyPhi(const LinearAttention& a, int sequence, int head, std::int64_t position,
-                       float* out) {
-  const int d = a.pages.head_dim;
-  const gpu::bf16* k = KeyAt(a.rows, a.pages, sequence, head, position);
-  const gpu::bf16* weights = a.hedgehog ? a.w_k + std::int64_t{head} * d * d : nullptr;
-  Phi(
-      a, weights, [&](int i) { return __bfloat162float(k[i]); }, out);
+// Keys between a state's end and a row's.
+struct Tail {
+  std::int64_t begin, end;
+};
+
+// phi(q) phi(k) summed over a tail, key by key; each(it, v) is called for every key. phi_k: scratch
+// of f floats of the warp.
+template <typename Each>
+GPU_INLINE float TailWeight(const LinearAttention& a, const KeyHead& of, const Tail& tail,
+                            const float* phi_q, float* phi_k, const Each& each) {
+  const std::int64_t first = a.rows.linear_begin;
+  float weight = 0;
+  for (std::int64_t at = tail.begin > first ? tail.begin : first; at < tail.end; ++at) {
+    KeyPhi(a, of, at, phi_k);
+    __syncwarp();
+    float sum = 0;
+    for (int i = gpu::lane_index(); i < a.features; i += gpu::kWarpLanes) {
+      sum += phi_q[i] * phi_k[i];
+    }
+    const float similarity = gpu::warp_sum(sum);
+    weight += similarity;
+    each(similarity,
+         KeyAt(a.rows, a.pages, of.sequence, of.head, at) + kPageTokens * a.pages.head_dim);
+    __syncwarp();
+  }
+  return weight;
 }
 
 }  // namespace metattn::cuda

@@ -128,7 +128,7 @@ struct LinearAttention {
   int group, features;
   bool hedgehog;
   const __nv_bfloat16* w_k;
-  // States at the block boundaries that the step's rows need, [places, H] states; null: none.
+  // Room for states at the block boundaries that the step's rows need, [places, H] states.
   float* boundaries;
 };
 
@@ -146,6 +146,7 @@ struct FarLinearParams {
   List list;
   Triples partial;
   bool alone;
+  bool has_boundaries;  // as LaunchOdds left them
 };
 
 struct ControlParams {

@@ -77,4 +77,10 @@ auto ForHeadDim(int d, const Launch& launch) {
   return launch.template operator()<8>();
 }
 
+// Calls launch.operator()<kDim>() with the least kDim that holds d <= 256 dimensions.
+template <typename Launch>
+auto ForTileDim(int d, const Launch& launch) {
+  return ForHeadDim(d, [&]<int kDims>() { return launch.template operator()<32 * kDims>(); });
+}
+
 }  // namespace metattn::cuda

@@ -282,6 +282,101 @@ std::vector<Case> FarLinearCase(Rig& rig, const Shape& s) {
            [&rig, a, args] { rig.kernels().FarLinear(args, rig.stream()); }, Normalized(rig, a)}};
 }
 
+// Linear attention with learned features over fresh states: what a step of these rows runs.
+struct LinearStep {
+  Attention a;
+  LinearShape shape;
+  LinearOddsArgs odds;
+  FarLinearArgs far;
+  std::int64_t state = 0, listed = 0;  // floats of a state, rows that have far keys
+};
+
+std::shared_ptr<LinearStep> MakeLinearStep(Rig& rig, const Shape& s,
+                                           const std::vector<SequenceRows>& sequences) {
+  const auto step = std::make_shared<LinearStep>(LinearStep{MakeAttention(rig, s, sequences)});
+  Attention& a = step->a;
+  const auto d = Size(s.head_dim), tokens = Size(a.tokens()), q_heads = Size(a.q_heads);
+  const int features = Features(FeatureMap::kHedgehog, s.head_dim);
+  step->state = StateBytes(features, s.head_dim) / 4;
+  std::vector<std::int32_t> slots(sequences.size()), rows;
+  std::iota(slots.begin(), slots.end(), 0);
+  for (std::int32_t t = 0; t < a.tokens(); ++t) {
+    if (a.rows.far_end[Size(t)] > kSinks) rows.push_back(t);
+  }
+  const auto listed = static_cast<std::int32_t>(rows.size());
+  step->listed = listed;
+  std::vector<std::int32_t> lists(Size(s.heads) * tokens);
+  for (int h = 0; h < s.heads; ++h) {
+    std::copy(rows.begin(), rows.end(), lists.begin() + h * a.tokens());
+  }
+  AttentionRows& views = a.rows.views;
+  views.linear_end = views.far_end;
+  views.linear_begin = kSinks;
+  views.state_slot = rig.In(slots);
+  views.state_end = rig.In(std::vector<std::int32_t>(sequences.size()));
+  const auto weights = [&](std::size_t heads, std::uint64_t seed) {
+    std::vector<std::uint16_t> narrow;
+    for (float w : Randoms(heads * d * d, seed, 1 / std::sqrt(static_cast<float>(d)))) {
+      narrow.push_back(F32ToBf16(w));
+    }
+    return rig.In(narrow);
+  };
+  const auto states = Size(step->state * s.heads) * sequences.size();
+  step->shape = {views,   a.world->pages(),      {rig.Space(states * 4), s.heads},
+                 s.group, FeatureMap::kHedgehog, weights(Size(s.heads), 11)};
+  // P0 of one value in every dimension, so that what linear attention adds to it shows.
+  const Partial near = {rig.In(std::vector<float>(tokens * q_heads * d, 1.0f)),
+                        rig.In(std::vector<float>(tokens * q_heads)),
+                        rig.In(std::vector<float>(tokens * q_heads, 1.0f))};
+  a.partial = near;
+  step->odds = {.shape = step->shape,
+                .w_q = weights(q_heads, 12),
+                .log_gain = rig.In(std::vector<float>(q_heads)),
+                .kappa = rig.In(std::vector<float>(q_heads)),
+                .q = a.q,
+                .near = near,
+                .phi_q = rig.Floats(a.tokens() * a.q_heads * features),
+                .lse_far = rig.Floats(a.tokens() * a.q_heads)};
+  step->far = {
+      .shape = step->shape,
+      .phi_q = step->odds.phi_q,
+      .lse_far = step->odds.lse_far,
+      .list = {rig.In(lists), rig.In(std::vector<std::int32_t>(Size(s.heads), listed)), a.tokens()},
+      .partial = near};
+  return step;
+}
+
+// States rebuilt from the pages, as after preemption.
+std::vector<Case> AbsorbCase(Rig& rig, const Shape& s) {
+  const auto step =
+      MakeLinearStep(rig, s, std::vector<SequenceRows>(Size(s.sequences), {s.context - 1, 1}));
+  const std::int64_t d = s.head_dim, states = std::int64_t{s.sequences} * s.heads;
+  const std::int64_t keys = states * (s.context - kWindow);
+  return {{absl::StrCat("linear absorb, ", s.sequences, " of ", s.context, " tokens"),
+           4.0 * static_cast<double>(keys * d + states * step->state),
+           static_cast<double>(keys * (2 * d * d + 2 * step->state)),
+           [&rig, step] { rig.kernels().LinearAbsorb({step->shape}, rig.stream()); },
+           Reader(rig, step->shape.states.base, states * step->state)}};
+}
+
+// A prompt's first rows: states of its own keys, weights and merge of all rows past the window.
+std::vector<Case> LinearPrefillCase(Rig& rig, const Shape& s) {
+  const int rows = std::max(4 * s.chunk, 2 * kWindow);
+  const auto step = MakeLinearStep(rig, s, {{0, rows}});
+  const std::int64_t d = s.head_dim, f = 2 * d, queries = step->listed * step->a.q_heads;
+  const std::int64_t keys = std::int64_t{s.heads} * (rows - kWindow);
+  const std::int64_t weights = d * d * (s.heads + step->a.q_heads);
+  return {{absl::StrCat("linear prefill, ", rows, " rows"),
+           static_cast<double>(4 * keys * d + 2 * weights + 4 * queries * (3 * d + 2 * f + 4) +
+                               16 * keys / kBlockTokens * step->state),
+           static_cast<double>(keys * (2 * d * d + 2 * step->state) + queries * 4 * f * d),
+           [&rig, step] {
+             rig.kernels().LinearOdds(step->odds, rig.stream());
+             rig.kernels().FarLinear(step->far, rig.stream());
+           },
+           Normalized(rig, step->a)}};
+}
+
 }  // namespace
 
 std::vector<Maker> Makers() {
@@ -301,7 +396,9 @@ std::vector<Maker> Makers() {
           DispatchCase,
           DecodeCases,
           PrefillCases,
-          FarLinearCase};
+          FarLinearCase,
+          AbsorbCase,
+          LinearPrefillCase};
 }
 
 }  // namespace metattn::gpu_bench

@@ -61,6 +61,7 @@ std::vector<LinearCase> Cases() {
            {.group = 1, .head_dim = 34, .window = 40, .exact = true, .sequences = {{99, 9}}},
        .map = kElu},
       {.attention = {.group = 5, .head_dim = 2, .sinks = 0, .window = 64, .sequences = {{80, 90}}}},
+      {.attention = {.group = 1, .head_dim = 138, .window = 64, .sequences = {{130, 60}}}},
       {.attention = {.group = 1, .head_dim = 256, .window = 64, .sequences = {{200, 1}}}},
       {.attention = {.group = 17, .head_dim = 48, .window = 64, .sequences = {{120, 20}}}},
       {.attention = {.group = 3, .window = 64, .sequences = {{150, 40}, {99, 1}}}, .weights = 30},
@@ -131,7 +132,7 @@ Merged Merge(const ExpectedRow& row, const float* o, float m, float l, bool alon
 
 class LinearAttentionTest : public ::testing::TestWithParam<BackendParam> {
  protected:
-  double StateRounding(const Rig& rig) const { return rig.rounds_factors() ? 1.01 * kBf16 : 0.0; }
+  double StateRounding(const Rig& rig) const { return rig.rounds_features() ? 1.01 * kBf16 : 0.0; }
 };
 
 // What the rows of one KV head were and should be.

@@ -236,7 +236,7 @@ ExpectedRow LinearWorld::Expect(int q_head, const float* q, float m, float l,
   std::vector<double> x, rounding;
   for (int i = 0; i < d; ++i) {
     x.push_back(q[i]);
-    rounding.push_back(rig_.rounds_factors() ? std::abs(Stored(q[i]) - q[i]) : 0.0);
+    rounding.push_back(rig_.QueryRounding(q[i]));
   }
   ExpectedRow expected;
   expected.features = Phi(w_q_, q_head, x, rounding);
@@ -252,8 +252,7 @@ ExpectedRow LinearWorld::Expect(int q_head, const float* q, float m, float l,
   expected.lse_bound =
       relative + 5e-7 * (std::abs(std::log(weight)) + std::abs(double{log_gain_[q_head]}) +
                          std::abs(kappa_[q_head]) * (std::abs(near_m) + near_log_l));
-  // With AMX phi(q), phi(k) and S are rounded to bf16.
-  const double products = relative + (rig_.rounds_factors() ? 3.1 * kBf16 : 0.0);
+  const double products = relative + (rig_.rounds_features() ? 3.1 * kBf16 : 0.0);
   for (int i = 0; i < d; ++i) {
     double magnitude = 0;
     for (int f = 0; f < features_; ++f) {

@@ -46,6 +46,12 @@ Rig::Rig(const BackendParam& param) : deterministic_(param.deterministic) {
   stream_ = std::move(*stream);
 }
 
+double Rig::QueryRounding(float q) const {
+  const auto rest = [](float x) { return x - Bf16ToF32(F32ToBf16(x)); };
+  if (is_cuda()) return std::abs(rest(rest(q)));
+  return rounds_factors() ? std::abs(rest(q)) : 0.0;
+}
+
 void Rig::Finish() {
   const absl::Status status = stream_->Synchronize();
   METATTN_CHECK(status.ok(), status.ToString());

@@ -49,6 +49,10 @@ class Rig {
   // Whether the backend may round factors to bf16: everywhere (AMX); in Linear.
   bool rounds_factors() const { return kernels_->isa() == "amx" && !deterministic_; }
   bool rounds_in_linear() const { return rounds_factors() || (is_cuda() && !deterministic_); }
+  // And phi(k), phi(q) and S in linear attention.
+  bool rounds_features() const { return rounds_factors() || is_cuda(); }
+  // How far a query of this size may be from what phi(q) is made of: bf16, or the sum of two.
+  double QueryRounding(float q) const;
   // And queries and softmax weights of heads of d dimensions, in Near and FarFull.
   bool rounds_queries(int d) const { return is_cuda() || (rounds_factors() && d % 32 == 0); }
 
