@@ -328,6 +328,31 @@ TEST_P(LinearAttentionTest, AStateRebuiltFromPagesIsTheOneThatStepsLeft) {
   }
 }
 
+// Steps in which every row is forced have no odds; states follow all the same, whatever the steps
+// before and after them were.
+TEST_P(LinearAttentionTest, StatesFollowStepsWithoutOdds) {
+  Rig rig(GetParam());
+  const LinearCase shape = {
+      .attention = {.heads = 2, .group = 2, .window = 64, .sequences = {{70, 330}}}};
+  const std::vector<SequenceRows> steps[] = {{{70, 130}}, {{200, 70}}, {{270, 130}}};
+  const auto run = [&](bool forced) {  // the steps' states; the second has odds anyway
+    LinearWorld world(rig, shape, 15);
+    std::vector<std::vector<float>> states;
+    std::vector<std::int32_t> state_end = {0};
+    for (const auto& step : steps) {
+      const StepRows rows = world.Rows(step, state_end);
+      const bool follows = forced && &step != &steps[1];
+      states.push_back(follows ? world.Follow(rows) : world.Run(rows).states);
+      state_end = world.StateEnds(step, state_end);
+    }
+    return states;
+  };
+  const auto actual = run(true), expected = run(false);
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    ExpectSame(actual[i], expected[i], absl::StrCat("step ", i));
+  }
+}
+
 TEST_P(LinearAttentionTest, AnEmptyListStillBringsStatesForward) {
   Rig rig(GetParam());
   const LinearCase shape = {

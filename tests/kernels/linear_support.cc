@@ -108,16 +108,36 @@ HostPartial LinearWorld::Near(const StepRows& rows) const {
   return near;
 }
 
+LinearShape LinearWorld::Shape(const StepRows& rows) const {
+  return {.rows = rows.views,
+          .pages = attention_.pages(),
+          .states = states_,
+          .group = shape_.attention.group,
+          .map = shape_.map,
+          .w_k = w_k_view_};
+}
+
+std::vector<float> LinearWorld::Follow(const StepRows& rows) {
+  const std::int64_t tokens = rows.views.tokens,
+                     q_heads = shape_.attention.heads * shape_.attention.group;
+  const std::vector<std::int32_t> counts(static_cast<std::size_t>(shape_.attention.heads));
+  rig_.kernels().LinearAbsorb({Shape(rows)}, rig_.stream());
+  rig_.kernels().FarLinear(
+      {.shape = Shape(rows),
+       .phi_q = rig_.Floats(tokens * q_heads * features_),
+       .lse_far = rig_.Floats(tokens * q_heads),
+       .list = {rig_.Space(static_cast<std::size_t>(shape_.attention.heads * tokens) * 4),
+                rig_.In(counts), tokens},
+       .partial = NewPartial(rig_, tokens, static_cast<int>(q_heads), shape_.attention.head_dim)},
+      rig_.stream());
+  return rig_.Out<float>({states_.base.buffer, 0}, table_floats_);
+}
+
 LinearResult LinearWorld::Run(const StepRows& rows) {
   const AttentionShape& shape = shape_.attention;
   const std::int64_t tokens = rows.views.tokens;
   const int heads = shape.heads, q_heads = heads * shape.group, d = shape.head_dim;
-  const LinearShape linear = {.rows = rows.views,
-                              .pages = attention_.pages(),
-                              .states = states_,
-                              .group = shape.group,
-                              .map = shape_.map,
-                              .w_k = w_k_view_};
+  const LinearShape linear = Shape(rows);
   const HostPartial near = Near(rows);
   const Partial partial = {rig_.In(near.o), rig_.In(near.m), rig_.In(near.l)};
   const View phi_q = rig_.Floats(tokens * q_heads * features_);

@@ -71,6 +71,8 @@ class LinearWorld {
 
   // LinearAbsorb, LinearOdds and FarLinear.
   LinearResult Run(const StepRows& rows);
+  // LinearAbsorb and FarLinear of no row, as where nothing is decided; the table of states after.
+  std::vector<float> Follow(const StepRows& rows);
   // P0 of the rows: a function of (sequence, position) only.
   HostPartial Near(const StepRows& rows) const;
 
@@ -87,6 +89,7 @@ class LinearWorld {
   std::vector<float> Queries(const StepRows& rows) const { return attention_.Queries(rows); }
 
  private:
+  LinearShape Shape(const StepRows& rows) const;
   int Slot(int sequence) const {
     return static_cast<int>(shape_.attention.sequences.size()) - sequence;
   }
