@@ -225,7 +225,6 @@ absl::Status FarHelpers::EndStep(const StepBatch& batch, const PageTable& pages,
   if (blocks.empty()) return absl::OkStatus();
   std::vector<Transfer> sends, recvs;
   Copies(blocks, pages, &sends, &recvs);
-  copying_->WaitFor(stream);  // this step has stored them
   return channels_.background->Exchange(sends, recvs, *copying_);
 }
 

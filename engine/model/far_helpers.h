@@ -75,7 +75,8 @@ class FarHelpers {
   void CopyOut(Stream& stream);
   std::int64_t sent() const;
 
-  // After the last layer; pages: as PageTable has them in layer 0. Outside records.
+  // When the stream was waited for; pages: as PageTable has them in layer 0. Outside records. The
+  // stream waits for copies of the step before, the host does not.
   [[nodiscard]] absl::Status EndStep(const StepBatch& batch, const PageTable& pages,
                                      Stream& stream);
 

@@ -423,13 +423,13 @@ absl::Status DenseTransformer::Forward(const StepPlan& plan, const Outputs& out)
   if (helpers_ != nullptr) helpers_->BeginStep(*batch_, *stream_);
   if (absl::Status s = ComputeOrRepeat(); !s.ok()) return s;
   if (controller_ != nullptr) controller_->EndStep(plan, *stream_);
-  if (helpers_ != nullptr) {
-    METATTN_RETURN_IF_ERROR(helpers_->EndStep(*batch_, attention_->Pages(0), *stream_));
-  }
   CopyHead();
   attention_->CopyOut(*batch_, *stream_);
   if (helpers_ != nullptr) helpers_->CopyOut(*stream_);
   if (absl::Status s = stream_->Synchronize(); !s.ok()) return s;
+  if (helpers_ != nullptr) {  // behind it: the host waits for no copies
+    METATTN_RETURN_IF_ERROR(helpers_->EndStep(*batch_, attention_->Pages(0), *stream_));
+  }
   TakeHead(out);
   if (absl::Status s = Fill(plan, out); !s.ok()) return s;
   if (out.result != nullptr) {
