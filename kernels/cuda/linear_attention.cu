@@ -6,7 +6,8 @@
 // packed): phi(q) goes to shared memory in bf16, and the product [64, f] x [f, d] is made by mma of
 // 16 x 8 x 16, each warp for a quarter of the dimensions and all queries, so that S, the larger
 // operand by far, is read once a tile, by one warp each element, straight from L2: lanes take two
-// neighbouring columns of four rows and round them to bf16. phi(q) z and the merge's factors are
+// neighbouring columns of four rows, 16 loads under way (a lone sequence in decode has only its KV
+// heads' blocks to hide latency with), and round them to bf16. phi(q) z and the merge's factors are
 // made in f32 when phi(q) is staged. Decode is the same with a group's queries in a tile.
 //
 // Shared memory: 64 (2 kDim + 8) * 2 of phi(q), f * 4 a warp for keys past the state, at most 73
@@ -154,6 +155,7 @@ GPU_INLINE void Stage(const Tile& tile, const TileQuery& query, gpu::bf16* phi) 
 template <int kDim, int kPairs>
 GPU_INLINE void Multiply(const Tile& tile_of, const gpu::bf16* phi, int first, int tiles,
                          float (&sums)[kTiles][kPairs][2][4]) {
+  constexpr int kAhead = 4 / kPairs;  // products' depths of S under way
   constexpr int kPitch = QuerySpace<kDim>::kPitch;
   const int d = tile_of.p.shape.pages.head_dim, f = tile_of.p.shape.features;
   const float* state = tile_of.state;
@@ -164,29 +166,29 @@ GPU_INLINE void Multiply(const Tile& tile_of, const gpu::bf16* phi, int first, i
                ? *reinterpret_cast<const float2*>(state + feature * d + dimension)
                : float2{0, 0};
   };
-  for (int k = 0; k < f; k += 16) {
-    std::uint32_t b[kPairs][2][2];
+  for (int begin = 0; begin < f; begin += 16 * kAhead) {
+    std::uint32_t b[kAhead][kPairs][2][2];
 #pragma unroll
-    for (int pair = 0; pair < kPairs; ++pair) {
-      const int c = column + 16 * pair;
+    for (int n = 0; n < kAhead * kPairs; ++n) {
+      const int step = n / kPairs, pair = n % kPairs, c = column + 16 * pair;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const float2 x = load(k + row + 8 * i, c), y = load(k + row + 8 * i + 1, c);
-        b[pair][0][i] = gpu::pack_bf16(x.x, y.x);
-        b[pair][1][i] = gpu::pack_bf16(x.y, y.y);
+        const int k = begin + 16 * step + row + 8 * i;
+        const float2 x = load(k, c), y = load(k + 1, c);
+        b[step][pair][0][i] = gpu::pack_bf16(x.x, y.x);
+        b[step][pair][1][i] = gpu::pack_bf16(x.y, y.y);
       }
     }
 #pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      if (tile >= tiles) continue;
+    for (int n = 0; n < kAhead * kTiles; ++n) {
+      const int step = n / kTiles, tile = n % kTiles, k = begin + 16 * step;
+      if (tile >= tiles || k >= f) continue;
       std::uint32_t a[4];
       gpu::ldmatrix_x4(a, phi + 16 * tile * kPitch + k);
 #pragma unroll
-      for (int pair = 0; pair < kPairs; ++pair) {
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          gpu::mma_bf16_16816(sums[tile][pair][j], a, b[pair][j][0], b[pair][j][1]);
-        }
+      for (int j = 0; j < 2 * kPairs; ++j) {
+        const auto& product = b[step][j / 2][j % 2];
+        gpu::mma_bf16_16816(sums[tile][j / 2][j % 2], a, product[0], product[1]);
       }
     }
   }
