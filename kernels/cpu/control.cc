@@ -14,6 +14,7 @@
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/vec.h"
 #include "kernels/cpu/vec_log.h"
+#include "kernels/cpu/vec_words.h"
 #include "kernels/types.h"
 
 namespace metattn::cpu::METATTN_ISA {
@@ -43,13 +44,20 @@ struct Sizes {
   std::int64_t padded_width;    // R in scratch
 };
 
-// [H, R, N] to [H, N, padded R], padding zero.
-void Transpose(const ControlArgs& args, const Sizes& sizes, float* to) {
-  const auto* from = args.scalars.As<float>();
+// [H, R, N] to [H, N, padded R], padding zero, a square at a time.
+void TransposeScalars(const ControlArgs& args, const Sizes& sizes, std::uint32_t* to) {
+  const auto* from = args.scalars.As<std::uint32_t>();
+  const std::int64_t n = sizes.scalars;
+  I32v columns[kLanes];
   for (int h = 0; h < args.heads; ++h) {
-    for (std::int64_t j = 0; j < sizes.scalars; ++j, to += sizes.padded_width) {
-      for (std::int64_t r = 0; r < sizes.padded_width; ++r) {
-        to[r] = r < args.width ? from[(h * args.width + r) * sizes.scalars + j] : 0.0f;
+    for (std::int64_t r = 0; r < args.width; r += kLanes) {
+      for (std::int64_t j = 0; j < n; j += kLanes) {
+        const int rows = static_cast<int>(Smaller<std::int64_t>(kLanes, args.width - r));
+        const int count = static_cast<int>(Smaller<std::int64_t>(kLanes, n - j));
+        TransposePart(from + (h * args.width + r) * n + j, static_cast<int>(n), rows, count,
+                      columns);
+        std::uint32_t* out = to + (h * n + j) * sizes.padded_width + r;
+        for (int i = 0; i < count; ++i) StoreWords(out + i * sizes.padded_width, columns[i]);
       }
     }
   }
@@ -355,16 +363,17 @@ void Control(const ControlArgs& args, OpContext& context) {
   if (args.rows.tokens == 0 || args.heads == 0) return;
   const std::int64_t scalars = ControlScalars(args.features, args.group);
   const Sizes sizes = {scalars, Padded(scalars), Padded(args.width)};
-  auto* transposed = reinterpret_cast<float*>(context.scratch.Shared(
-      static_cast<std::size_t>(args.heads * scalars * sizes.padded_width) * sizeof(float)));
-  Transpose(args, sizes, transposed);
+  auto* transposed = context.scratch.Shared(
+      static_cast<std::size_t>(args.heads * scalars * sizes.padded_width) * sizeof(float));
+  TransposeScalars(args, sizes, reinterpret_cast<std::uint32_t*>(transposed));
   const auto bytes =
       static_cast<std::size_t>(Controller::ScratchFloats(args, sizes)) * sizeof(float);
   const std::int64_t chunk = kChunkPairs / args.heads + 1;
   context.pool.ParallelFor(
       args.rows.tokens, chunk, [&](std::int64_t begin, std::int64_t end, int worker) {
         auto* scratch = reinterpret_cast<float*>(context.scratch.Worker(worker, bytes));
-        Controller(args, sizes, transposed, scratch).Run(begin, end);
+        Controller(args, sizes, reinterpret_cast<const float*>(transposed), scratch)
+            .Run(begin, end);
       });
 }
 

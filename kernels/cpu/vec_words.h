@@ -1,5 +1,5 @@
-// What feature_map needs of the two vector lengths beside vec.h: transposing squares of 32-bit
-// words, reciprocals, compares.
+// What feature_map and control need of the two vector lengths beside vec.h: transposing squares of
+// 32-bit words, reciprocals, compares.
 //
 // Included only by sources compiled with -DMETATTN_ISA. Values only; thread safe; no errors.
 #pragma once
@@ -16,6 +16,10 @@ namespace metattn::cpu::METATTN_ISA {
 // Reciprocal: relative error below 2e-7 for normal results.
 #if defined(__AVX512F__)
 METATTN_INLINE I32v LoadWords(const std::uint32_t* p) { return _mm512_loadu_si512(p); }
+METATTN_INLINE I32v LoadWordsN(const std::uint32_t* p, int n) {
+  return _mm512_maskz_loadu_epi32(FirstN(n), p);
+}
+METATTN_INLINE I32v ZeroWords() { return _mm512_setzero_si512(); }
 METATTN_INLINE void StoreWords(std::uint32_t* p, I32v v) { _mm512_storeu_si512(p, v); }
 METATTN_INLINE I32v GatherColumn(const std::uint32_t* from, int stride, int rows) {
   const I32v lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -51,6 +55,10 @@ METATTN_INLINE std::uint64_t Above(F32v v, float limit) {
   return _mm512_cmp_ps_mask(v, Set(limit), _CMP_GT_OQ);
 }
 #else
+METATTN_INLINE I32v LoadWordsN(const std::uint32_t* p, int n) {
+  return _mm256_maskload_epi32(reinterpret_cast<const int*>(p), FirstN(n));
+}
+METATTN_INLINE I32v ZeroWords() { return _mm256_setzero_si256(); }
 METATTN_INLINE void StoreWords(std::uint32_t* p, I32v v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v);
 }
@@ -81,10 +89,9 @@ METATTN_INLINE std::uint64_t Above(F32v v, float limit) {
 }
 #endif
 
-// Rows of a square of kLanes by kLanes words, `stride` words apart, to columns.
-METATTN_INLINE void Transpose(const std::uint32_t* from, int stride, I32v (&out)[kLanes]) {
-  I32v rows[kLanes], pairs[kLanes];
-  for (int i = 0; i < kLanes; ++i) rows[i] = LoadWords(from + i * stride);
+// Rows of a square of kLanes by kLanes words to columns; the rows are lost.
+METATTN_INLINE void TransposeSquare(I32v (&rows)[kLanes], I32v (&out)[kLanes]) {
+  I32v pairs[kLanes];
   for (int i = 0; i < kLanes; i += 2) {
     pairs[i] = LowWords(rows[i], rows[i + 1]);
     pairs[i + 1] = HighWords(rows[i], rows[i + 1]);
@@ -96,6 +103,23 @@ METATTN_INLINE void Transpose(const std::uint32_t* from, int stride, I32v (&out)
     rows[i + 3] = HighDoubles(pairs[i + 1], pairs[i + 3]);
   }
   for (int j = 0; j < 4; ++j) GatherParts(rows, j, out);
+}
+
+// The square whose rows are `stride` words apart.
+METATTN_INLINE void Transpose(const std::uint32_t* from, int stride, I32v (&out)[kLanes]) {
+  I32v rows[kLanes];
+  for (int i = 0; i < kLanes; ++i) rows[i] = LoadWords(from + i * stride);
+  TransposeSquare(rows, out);
+}
+
+// A square of which only `count` rows of `columns` words are in memory; the rest is zero.
+METATTN_INLINE void TransposePart(const std::uint32_t* from, int stride, int count, int columns,
+                                  I32v (&out)[kLanes]) {
+  I32v rows[kLanes];
+  for (int i = 0; i < kLanes; ++i) {
+    rows[i] = i < count ? LoadWordsN(from + i * stride, columns) : ZeroWords();
+  }
+  TransposeSquare(rows, out);
 }
 
 }  // namespace metattn::cpu::METATTN_ISA
