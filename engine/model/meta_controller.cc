@@ -1,19 +1,20 @@
 #include "engine/model/meta_controller.h"
 
 #include <algorithm>
+#include <optional>
 #include <span>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "engine/formats/status_macros.h"
+#include "engine/model/byte_weights.h"
 #include "engine/model/tensor_values.h"
 #include "engine/model/upload.h"
 
 namespace metattn {
 namespace {
-
-View Optional(const Buffer& buffer) { return buffer.bytes() == 0 ? View{} : View{&buffer}; }
 
 // Bytes [begin, end) of the outermost extent of a tensor.
 std::span<const std::byte> Outer(const TensorInfo& tensor, std::int64_t begin, std::int64_t end) {
@@ -47,6 +48,20 @@ std::vector<std::byte> Repeat(std::span<const std::byte> bytes, std::int64_t cou
   all.reserve(bytes.size() * static_cast<std::size_t>(count));
   for (std::int64_t i = 0; i < count; ++i) all.insert(all.end(), bytes.begin(), bytes.end());
   return all;
+}
+
+// Rows that are multiplied with x in every step: a byte a weight where that loses nothing. Decided
+// for each KV head by itself, so that its sums are the same on every number of ranks.
+MatrixPart ProjectionPart(std::span<const std::byte> bf16, std::int64_t rows,
+                          std::vector<std::vector<std::byte>>& kept) {
+  const std::int64_t cols = static_cast<std::int64_t>(bf16.size()) / 2 / rows;
+  if (cols % Info(DType::kQ8_0).block_values == 0) {
+    if (std::optional<std::vector<std::byte>> blocks = ByteWeights(bf16); blocks.has_value()) {
+      kept.push_back(*std::move(blocks));
+      return {DType::kQ8_0, kept.back().data(), rows, BytesFor(DType::kQ8_0, cols)};
+    }
+  }
+  return {DType::kBF16, bf16.data(), rows, BytesFor(DType::kBF16, cols)};
 }
 
 bool IsFeatureMap(std::string_view name) { return name == "linear.w_q" || name == "linear.w_k"; }
@@ -101,24 +116,28 @@ absl::StatusOr<std::unique_ptr<MetaController>> MetaController::Create(
   std::unique_ptr<MetaController> controller(
       new MetaController(file.spec(), config, slice.heads(), shape, kernels));
   controller->layers_.resize(static_cast<std::size_t>(config.layers));
+  UploadTogether tensors;
   for (int layer = 0; layer < config.layers; ++layer) {
-    METATTN_RETURN_IF_ERROR(controller->LoadLayer(file, layer, slice));
+    controller->LoadLayer(file, layer, slice, tensors);
+    METATTN_RETURN_IF_ERROR(controller->LoadProjection(file, layer, slice));
   }
+  METATTN_RETURN_IF_ERROR(tensors.Finish(kernels.device(), &controller->tensors_));
   METATTN_RETURN_IF_ERROR(controller->Allocate());
   return controller;
 }
 
-absl::Status MetaController::LoadLayer(const ControllerFile& file, int index, const Slice& slice) {
+void MetaController::LoadLayer(const ControllerFile& file, int index, const Slice& slice,
+                               UploadTogether& tensors) {
   Layer& layer = layers_[static_cast<std::size_t>(index)];
   const std::int64_t h0 = slice.head_begin, h1 = slice.head_end, g = config_->group();
-  Device& device = kernels_->device();
   const struct {
     const char* name;
     std::int64_t begin, end;
-    Buffer* to;
+    View* to;
   } wanted[] = {
-      {"linear.w_q", h0 * g, h1 * g, &layer.w_q},
+      // in the order in which a step reads them
       {"linear.w_k", h0, h1, &layer.w_k},
+      {"linear.w_q", h0 * g, h1 * g, &layer.w_q},
       {"linear.log_gain", h0 * g, h1 * g, &layer.log_gain},
       {"linear.kappa", h0 * g, h1 * g, &layer.kappa},
       {"controller.scalar_mean", h0, h1, &layer.scalar_mean},
@@ -133,14 +152,14 @@ absl::Status MetaController::LoadLayer(const ControllerFile& file, int index, co
     const TensorInfo* tensor = file.Find(index, w.name);
     if (tensor == nullptr) continue;  // elu1 has no maps
     if (spec_.per_token && std::string_view(w.name).starts_with("controller.")) {
-      METATTN_ASSIGN_OR_RETURN(*w.to, UploadBytes(Repeat(tensor->data, h1 - h0), device));
+      tensors.Add(Repeat(tensor->data, h1 - h0), w.to);
       continue;
     }
     const std::span<const std::byte> part = Outer(*tensor, w.begin, w.end);
     if (config_->rope_interleaved && IsFeatureMap(w.name)) {
-      METATTN_ASSIGN_OR_RETURN(*w.to, UploadBytes(InterleaveColumns(part, *config_), device));
+      tensors.Add(InterleaveColumns(part, *config_), w.to);
     } else {
-      METATTN_ASSIGN_OR_RETURN(*w.to, UploadBytes(part, device));
+      tensors.Add(part, w.to);
     }
   }
   std::vector<float> offsets;
@@ -149,19 +168,18 @@ absl::Status MetaController::LoadLayer(const ControllerFile& file, int index, co
         spec_.offsets[static_cast<std::size_t>(index)][static_cast<std::size_t>(h)];
     offsets.insert(offsets.end(), o.begin(), o.end());
   }
-  METATTN_ASSIGN_OR_RETURN(layer.offset, UploadFloats(offsets, device));
-  return LoadProjection(file, index, slice);
+  tensors.Add(std::as_bytes(std::span(offsets)), &layer.offset);
 }
 
 absl::Status MetaController::LoadProjection(const ControllerFile& file, int index,
                                             const Slice& slice) {
   const TensorInfo* x = file.Find(index, "controller.x");
   const TensorInfo* skip = file.Find(index, "controller.x_skip");
-  const std::int64_t stride = config_->hidden * 2;
-  std::vector<MatrixPart> parts = {{DType::kBF16, x->data.data(), spec_.width, stride}};
+  std::vector<std::vector<std::byte>> kept;  // until they are packed
+  std::vector<MatrixPart> parts = {ProjectionPart(x->data, spec_.width, kept)};
   for (std::int64_t h = slice.head_begin; h < slice.head_end; ++h) {
     const std::int64_t from = spec_.per_token ? 0 : h;
-    parts.push_back({DType::kBF16, Outer(*skip, from, from + 1).data(), kMechanisms, stride});
+    parts.push_back(ProjectionPart(Outer(*skip, from, from + 1), kMechanisms, kept));
   }
   Layer& layer = layers_[static_cast<std::size_t>(index)];
   METATTN_ASSIGN_OR_RETURN(layer.project, kernels_->Pack(parts, config_->hidden));
@@ -221,7 +239,7 @@ LinearShape MetaController::Shape(int layer, const Inputs& in) const {
           .states = {{&states_, offset}, std::int64_t{config_->layers} * heads_},
           .group = config_->group(),
           .map = spec_.feature_map,
-          .w_k = Optional(layers_[static_cast<std::size_t>(layer)].w_k)};
+          .w_k = layers_[static_cast<std::size_t>(layer)].w_k};
 }
 
 void MetaController::Odds(int index, const Inputs& in, Stream& stream) {
@@ -229,9 +247,9 @@ void MetaController::Odds(int index, const Inputs& in, Stream& stream) {
   const LinearShape shape = Shape(index, in);
   kernels_->LinearAbsorb({shape}, stream);
   kernels_->LinearOdds({.shape = shape,
-                        .w_q = Optional(layer.w_q),
-                        .log_gain = {&layer.log_gain},
-                        .kappa = {&layer.kappa},
+                        .w_q = layer.w_q,
+                        .log_gain = layer.log_gain,
+                        .kappa = layer.kappa,
                         .q = in.q,
                         .near = in.near,
                         .phi_q = {&phi_q_},
@@ -262,14 +280,14 @@ void MetaController::Decide(int index, const Inputs& in, View decisions, Stream&
                      .x = in.x,
                      .dim = config_->hidden,
                      .last_position = spec_.max_context - 1,
-                     .scalar_mean = {&layer.scalar_mean},
-                     .scalar_scale = {&layer.scalar_scale},
-                     .scalars = {&layer.scalars},
-                     .bias = {&layer.bias},
-                     .out = {&layer.out},
-                     .out_bias = {&layer.out_bias},
-                     .scalars_skip = {&layer.scalars_skip},
-                     .offset = {&layer.offset},
+                     .scalar_mean = layer.scalar_mean,
+                     .scalar_scale = layer.scalar_scale,
+                     .scalars = layer.scalars,
+                     .bias = layer.bias,
+                     .out = layer.out,
+                     .out_bias = layer.out_bias,
+                     .scalars_skip = layer.scalars_skip,
+                     .offset = layer.offset,
                      .route = in.batch->route(),
                      .cost_weight = in.batch->cost_weight(),
                      .eta = in.batch->eta(),

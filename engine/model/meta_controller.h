@@ -16,6 +16,7 @@
 #include "engine/model/controller_file.h"
 #include "engine/model/routing_counts.h"
 #include "engine/model/step_batch.h"
+#include "engine/model/upload.h"
 #include "kernels/kernels.h"
 #include "parallel/shard_planner.h"
 
@@ -78,15 +79,16 @@ class MetaController {
 
   struct Layer {
     std::unique_ptr<Matrix> project;  // [R + 3H, D]: W_x, then the skips of this rank's heads
-    Buffer w_q, w_k;                  // bf16
-    Buffer log_gain, kappa;
-    Buffer scalar_mean, scalar_scale, scalars, bias, out, out_bias, scalars_skip, offset;
+    View w_q, w_k;                    // bf16; absent without maps
+    View log_gain, kappa;
+    View scalar_mean, scalar_scale, scalars, bias, out, out_bias, scalars_skip, offset;
   };
 
   MetaController(const ControllerSpec& spec, const ModelConfig& config, int heads,
                  const MetaControllerShape& shape, Kernels& kernels)
       : spec_(spec), config_(&config), heads_(heads), shape_(shape), kernels_(&kernels) {}
-  absl::Status LoadLayer(const ControllerFile& file, int index, const Slice& slice);
+  void LoadLayer(const ControllerFile& file, int index, const Slice& slice,
+                 UploadTogether& tensors);
   absl::Status Allocate();
   LinearShape Shape(int layer, const Inputs& in) const;
   absl::Status LoadProjection(const ControllerFile& file, int index, const Slice& slice);
@@ -99,6 +101,7 @@ class MetaController {
   MetaControllerShape shape_;
   Kernels* kernels_;
   std::vector<Layer> layers_;
+  Buffer tensors_;  // of all layers, projections apart
   std::vector<std::pair<int, int>> marks_;
   Buffer states_;       // [slots, layers, H] states
   Buffer projected_;    // [T, R + 3H] f32

@@ -19,4 +19,17 @@ absl::StatusOr<Buffer> UploadFloats(std::span<const float> values, Device& devic
   return UploadBytes(std::as_bytes(values), device);
 }
 
+void UploadTogether::Add(std::span<const std::byte> bytes, View* to) {
+  if (bytes.empty()) return;
+  pieces_.push_back({to, bytes_.size()});
+  bytes_.insert(bytes_.end(), bytes.begin(), bytes.end());
+  bytes_.resize((bytes_.size() + kAlignment - 1) / kAlignment * kAlignment);
+}
+
+absl::Status UploadTogether::Finish(Device& device, Buffer* buffer) {
+  METATTN_ASSIGN_OR_RETURN(*buffer, UploadBytes(bytes_, device));
+  for (const Piece& piece : pieces_) *piece.to = View{buffer, piece.offset};
+  return absl::OkStatus();
+}
+
 }  // namespace metattn

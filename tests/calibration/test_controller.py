@@ -5,7 +5,7 @@ import math
 import torch
 from conftest import GEOMETRY
 
-from metattn_calibration.controller import CLIP, EPSILON, Controller, Policy, first_argmax, scalars
+from metattn_calibration.controller import CLIP, EPSILON, Controller, Policy, byte_weights, first_argmax, scalars
 from metattn_calibration.mechanisms import FULL, Near
 
 HIDDEN, GROUP, KV_HEADS, WIDTH, ROWS = 12, 2, 3, 5, 7
@@ -100,3 +100,30 @@ def test_unfolding_a_controller_that_was_read_changes_no_concentration_and_folds
         assert torch.allclose(read(x, s), expected, rtol=1e-4, atol=1e-5)
         for name, value in read.folded().items():
             assert torch.allclose(value, folded[name], rtol=1e-4, atol=1e-5), name
+
+
+def test_byte_weights_are_the_nearest_integers_times_a_power_of_two():
+    torch.manual_seed(3)
+    w = torch.randn(4, 2, 70) * torch.logspace(-6, 3, 70)
+    rounded = byte_weights(w)
+    assert rounded.shape == w.shape and torch.equal(rounded.bfloat16().float(), rounded)
+    for begin in (0, 32, 64):  # the last group is short
+        group, got = w[..., begin:begin + 32], rounded[..., begin:begin + 32]
+        step = torch.exp2((group.abs().amax(-1, keepdim=True) / 127).log2().ceil().clamp(min=-14))
+        assert ((got / step) == (got / step).round()).all() and (got / step).abs().max() <= 127
+        assert ((got - group).abs() <= step / 2).all()
+
+
+def test_byte_weights_keep_what_is_one_already():
+    w = torch.zeros(3, 64)
+    w[0, :32], w[1, 40], w[2, 63] = torch.arange(-16, 16) * 4.0, 127.0, -2.0 ** -14
+    assert torch.equal(byte_weights(w), w) and torch.equal(byte_weights(torch.zeros(2, 5)), torch.zeros(2, 5))
+
+
+def test_the_mean_effect_of_rounding_x_is_taken_back_by_the_biases():
+    controller = trained()
+    exact, rounded = controller.folded(), controller.folded(lambda w: (w * 4).round() / 4)
+    assert not torch.equal(exact["x"], rounded["x"])
+    for weights, bias in (("x", "bias"), ("x_skip", "out_bias")):
+        at_mean = [t[weights] @ controller.x_mean + t[bias] for t in (exact, rounded)]
+        assert torch.allclose(*at_mean, atol=1e-4)

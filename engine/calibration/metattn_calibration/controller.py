@@ -11,6 +11,7 @@ from .mechanisms import FULL, MECHANISMS
 CLIP = 8.0  # of standardised scalars
 EPSILON = 0.1
 K = len(MECHANISMS)
+STEP_COLUMNS = 32  # that share a step in `byte_weights`: a group of Q8_0
 
 
 def scalar_count(group):
@@ -98,13 +99,29 @@ class Controller(torch.nn.Module):
         return concentrations(self.values(), x, s)
 
     @torch.no_grad()
-    def folded(self):
-        """The controller's tensors in the engine's form: x enters unstandardised. float32."""
-        x, skip = self.x * self.x_scale, self.x_skip * self.x_scale
+    def folded(self, rounding=lambda w: w):
+        """The controller's tensors in the engine's form: x enters unstandardised. float32.
+
+        rounding: of what x is multiplied with; the biases take its mean effect back.
+        """
+        x, skip = (rounding(w * self.x_scale) for w in (self.x, self.x_skip))
         return {
             "x": x, "x_skip": skip, "bias": self.bias - x @ self.x_mean, "out_bias": self.out_bias - skip @ self.x_mean,
             **{n: getattr(self, n).clone() for n in ("scalar_mean", "scalar_scale", "scalars", "out", "scalars_skip")},
         }
+
+
+def byte_weights(w):
+    """[*, D] to the nearest integer in -127..127 times a power of two, one for each 32 columns.
+
+    Exact in bfloat16, which the file holds, and in Q8_0, which the engine reads for every token: half the bytes.
+    """
+    columns = w.shape[-1]
+    groups = F.pad(w, (0, -columns % STEP_COLUMNS)).unflatten(-1, (-1, STEP_COLUMNS))
+    largest = groups.abs().amax(-1, keepdim=True).double()
+    # 2^-14 is the least normal scale of Q8_0 (float16)
+    step = torch.exp2((largest / 127).clamp(min=2.0 ** -14).log2().ceil()).to(w.dtype)
+    return ((groups / step).round() * step).flatten(-2)[..., :columns]
 
 
 @dataclasses.dataclass

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from . import checkpoint as checkpoints
-from .controller import EPSILON, Policy
+from .controller import EPSILON, Policy, byte_weights
 from .errors import CalibrationError
 from .mechanisms import Geometry
 from .retrofit import Retrofit
@@ -20,11 +20,11 @@ CONTROLLER_NAMES = ("x", "x_skip", "scalar_mean", "scalar_scale", "scalars", "bi
 
 
 def tensors_of(retrofit):
-    """Every tensor of controller.safetensors; matrices that are read per row are bfloat16."""
+    """Every tensor of controller.safetensors; matrices that are read per row are bfloat16, those of x a byte a weight."""
     out = {}
     for layer, (phi, controller) in enumerate(zip(retrofit.maps, retrofit.controllers)):
         values = {"linear." + name: p.detach() for name, p in phi.named_parameters()}
-        values.update({"controller." + name: t for name, t in controller.folded().items()})
+        values.update({"controller." + name: t for name, t in controller.folded(byte_weights).items()})
         for name, value in values.items():
             if not torch.isfinite(value).all():
                 raise CalibrationError(f"layers.{layer}.{name}: not finite; training diverged")

@@ -4,7 +4,10 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
+#include <cmath>
+#include <cstring>
 #include <filesystem>
 #include <ostream>
 #include <string>
@@ -326,6 +329,40 @@ TEST_P(RoutedModel, OneControllerServesBothFormatsOfAModel) {
     if (decisions == theirs) {
       EXPECT_LE(MaxAbsDifference(gguf.logits, hugging_face.logits), Bound(Options(kLinear)));
     }
+  }
+}
+
+// Rounds what is multiplied with the layer's input to sixteenths, which fit into bytes; `spoilt`
+// puts a value into every row that no byte can hold beside them and that changes nothing else.
+void RoundProjections(std::vector<SafetensorsEntry>& tensors, bool spoilt) {
+  for (SafetensorsEntry& tensor : tensors) {
+    if (!tensor.name.ends_with(".x") && !tensor.name.ends_with(".x_skip")) continue;
+    for (std::size_t i = 0; i < tensor.data.size(); i += 2) {
+      std::uint16_t bits = 0;
+      std::memcpy(&bits, tensor.data.data() + i, 2);
+      bits = F32ToBf16(std::round(Bf16ToF32(bits) * 16) / 16);
+      if (i / 2 % kModel.hidden == 5) bits = F32ToBf16(spoilt ? std::ldexp(1.0f, -40) : 0.0f);
+      std::memcpy(tensor.data.data() + i, &bits, 2);
+    }
+  }
+}
+
+TEST_P(RoutedModel, ProjectionsThatFitIntoBytesDecideLikeThoseThatDoNot) {
+  const std::string kept = controller_;
+  std::vector<std::pair<RunnerOutput, Decisions>> found;
+  std::vector<int> flips;
+  for (const bool spoilt : {false, true}) {
+    ControllerOptions rounded;
+    rounded.edit_tensors = [&](auto& tensors) { RoundProjections(tensors, spoilt); };
+    controller_ = WriteController(model_, root_ + "/rounded", rounded);
+    found.push_back(RunRecorded(Options(kRoutedPolicy)));
+    flips.push_back(FlipsOfNoise(Options(kRoutedPolicy), found.back().second));
+  }
+  controller_ = kept;
+  EXPECT_LE(Flips(found[0].second, found[1].second), 2 * std::max(flips[0], flips[1]) + 2);
+  if (found[0].second == found[1].second) {
+    EXPECT_LE(MaxAbsDifference(found[0].first.logits, found[1].first.logits),
+              Bound(Options(kLinear)));
   }
 }
 
