@@ -16,20 +16,22 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 BUILD = pathlib.Path(os.environ.get("METATTN_BUILD", ROOT / "build/release"))
 
 
-PORTS = itertools.cycle(range(20000, 30000))  # below those that Linux gives to connections and to Open MPI meanwhile
-for _ in range(os.getpid() % 10000):
+FIRST_PORT, PORT_COUNT = 20000, 10000
+PORTS = itertools.cycle(range(FIRST_PORT, FIRST_PORT + PORT_COUNT))  # below those that Linux gives to connections and to Open MPI meanwhile
+for _ in range(os.getpid() % PORT_COUNT):
     next(PORTS)
 
 
 def free_port():
     """One that nobody listens on, and that was not handed out lately."""
-    while True:
+    for _ in range(PORT_COUNT):
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port := next(PORTS)))
                 return port
             except OSError:
                 continue
+    raise RuntimeError(f"no port from {FIRST_PORT} to {FIRST_PORT + PORT_COUNT - 1} is free on 127.0.0.1")
 
 
 def processes_of(pids):
