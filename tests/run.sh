@@ -87,7 +87,7 @@ model_again+='|^Ranks/EveryRankCount.*/ref_|^Places/Deterministic.Answers(AreThe
 # do what those of others do.
 one_thread='^Backends/.*/(ref|cpu_(avx2|avx512|amx|amx_deterministic))( |$)|/ranks1_threads1_|^Models/EveryKind.*_ref'
 one_thread+='|AStepOfFreshStates'
-one_thread+='|^Backends/(Routed|Paper)Model.(Forced|Every|Chunks|Company|IsCausal|OneController|ASlot|AllTheWeight|Eta|ALog|Elu)'
+one_thread+='|^Backends/(Routed|Paper)Model.(Forced|Every|Chunks|Company|IsCausal|OneController|Projections|ASlot|AllTheWeight|Eta|ALog|Elu)'
 
 # configure_and_build PRESET [TARGET...]
 configure_and_build() {

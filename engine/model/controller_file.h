@@ -27,7 +27,8 @@
 //   linear.w_q [H, d, d] bf16, linear.w_k [K, d, d] bf16 (hedgehog only; columns in Hugging Face's
 //   order of a head's dimensions: RoPE pairs i, i + rotary_dim / 2),
 //   linear.log_gain [H], linear.kappa [H],
-//   controller.x [R, D] bf16, controller.x_skip [G, 3, D] bf16,
+//   controller.x [R, D] bf16, controller.x_skip [G, 3, D] bf16 (cheaper to run where byte_weights.h
+//   finds them exact),
 //   controller.scalar_mean [G, N], scalar_scale [G, N], scalars [G, R, N], bias [G, R],
 //   out [G, 3, R], out_bias [G, 3], scalars_skip [G, 3, N]                 f32 where not said
 // kernels/routing_ops.h has the formulas. Ownership: the file stays mapped while the object lives.

@@ -349,20 +349,19 @@ void RoundProjections(std::vector<SafetensorsEntry>& tensors, bool spoilt) {
 
 TEST_P(RoutedModel, ProjectionsThatFitIntoBytesDecideLikeThoseThatDoNot) {
   const std::string kept = controller_;
-  std::vector<std::pair<RunnerOutput, Decisions>> found;
-  std::vector<int> flips;
-  for (const bool spoilt : {false, true}) {
+  const auto decided = [&](bool spoilt) {
     ControllerOptions rounded;
     rounded.edit_tensors = [&](auto& tensors) { RoundProjections(tensors, spoilt); };
     controller_ = WriteController(model_, root_ + "/rounded", rounded);
-    found.push_back(RunRecorded(Options(kRoutedPolicy)));
-    flips.push_back(FlipsOfNoise(Options(kRoutedPolicy), found.back().second));
-  }
+    return RunRecorded(Options(kRoutedPolicy));
+  };
+  const auto [plain, decisions] = decided(true);
+  const int noise = FlipsOfNoise(Options(kRoutedPolicy), decisions);
+  const auto [in_bytes, theirs] = decided(false);
   controller_ = kept;
-  EXPECT_LE(Flips(found[0].second, found[1].second), 2 * std::max(flips[0], flips[1]) + 2);
-  if (found[0].second == found[1].second) {
-    EXPECT_LE(MaxAbsDifference(found[0].first.logits, found[1].first.logits),
-              Bound(Options(kLinear)));
+  EXPECT_LE(Flips(decisions, theirs), 2 * noise + 2);
+  if (decisions == theirs) {
+    EXPECT_LE(MaxAbsDifference(plain.logits, in_bytes.logits), Bound(Options(kLinear)));
   }
 }
 
