@@ -136,8 +136,14 @@ def test_the_price_of_full_follows_the_share_at_each_length(job):
     expected = dict.fromkeys(LENGTHS, tune.PRICE_START)
     for step in log_of(job, "tune"):
         assert step["price"] == pytest.approx(expected[step["length"]])
-        expected[step["length"]] = max(0.0, step["price"] + tune.PRICE_STEP * (step["full"] - 0.2))
+        expected[step["length"]] = max(0.0, step["price"] + tune.price_step(step["step"], 8) * (step["full"] - 0.2))
     assert expected[LENGTHS[0]] != expected[LENGTHS[1]]
+
+
+def test_prices_wait_for_the_controllers_and_move_faster_in_short_runs():
+    assert [tune.price_step(step, 8) for step in (0, 1, 2, 7)] == [0, 0, 0.1, 0.1]
+    assert [tune.price_step(step, 216) for step in (11, 12, 215)] == [0, 0.05, 0.05]
+    assert tune.price_step(50, 144) == pytest.approx(0.075) and tune.price_step(300, 400) == 0.05
 
 
 def test_the_gradient_of_the_divergence_is_that_of_autograd(loaded):

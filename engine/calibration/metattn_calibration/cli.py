@@ -67,7 +67,7 @@ def parser():
     sub.add_argument("--max-length", type=int, default=8192)
     sub.add_argument("--start-from", metavar="DIR", help="go on from this controller: end-to-end tuning and offsets "
                      "only; with --minutes 0 offsets alone")
-    sub.add_argument("--price", type=float, help="of full rows when tuning begins; default: what the first run ended with, else .03")
+    sub.add_argument("--price", type=float, help="of full rows when tuning begins; default: what the first run ended with, else .06")
     sub.add_argument("--quiet", action="store_true")
     sub.set_defaults(run=_train)
     sub = commands.add_parser("eval", help="closed-loop loss, shares and pass keys as one JSON object")

@@ -18,7 +18,9 @@ from .train_maps import schedule
 LENGTHS = (2048, 4096, 2048, 4096, 2048, 8192)
 NOISE = 0.35               # size of the Gumbel noise on log m
 PRIOR_WEIGHT = 5e-4
-PRICE_STEP, PRICE_START = 0.05, 0.03
+PRICE_START = 0.06         # about where long runs end
+PRICE_STEP, PRICE_HOLD = 0.05, 12  # of dual ascent; while controllers warm up their shares say little of what a price does
+LONG_RUN = 216             # steps that PRICE_STEP is for
 RATE, DECAY, CLIP = 1e-3, 1e-2, 0.2
 KEEP_ALL = 2048            # longer texts compute layers again in the backward pass: keeping all of 4,096 takes 13 GB
 
@@ -87,6 +89,11 @@ def optimiser_of(retrofit):
                              lr=RATE, betas=(0.9, 0.98))
 
 
+def price_step(step, steps):
+    """What a price moves by a unit of share too much. Short runs take larger steps, or they end far from the wanted share."""
+    return 0.0 if step < min(PRICE_HOLD, steps // 4) else PRICE_STEP * min(max(1.0, LONG_RUN / steps), 2.0)
+
+
 def train(job, offsets, steps, share, lengths=LENGTHS):
     """offsets [layers, Hkv, 3]: added to log m (what makes argmax meet the share before tuning). -> the last price, a mean."""
     stage, run, model, retrofit = "tune", job.run, job.model, job.retrofit
@@ -114,7 +121,7 @@ def train(job, offsets, steps, share, lengths=LENGTHS):
         for group in optimiser.param_groups:
             group["lr"] = RATE * schedule(step, steps, 8, floor=0.05)
         optimiser.step()
-        prices[length] = max(0.0, price + PRICE_STEP * (hard - share))
+        prices[length] = max(0.0, price + price_step(step, steps) * (hard - share))
         run.log(stage, step=step, kind=kind, length=length, kl=loss, full=hard, linear=linear, price=price, norm=norm)
         run.save(stage, step + 1, steps, {"retrofit": retrofit.state(), "optimiser": optimiser.state_dict(), "prices": prices})
         run.progress(stage, step + 1, steps, f"{kind} of {length}: KL {loss:.4f}, full {hard:.3f}, price {price:.3f}",
