@@ -19,12 +19,12 @@ BF16 = {"controller.x", "controller.x_skip", "linear.w_q", "linear.w_k"}
 CONTROLLER_NAMES = ("x", "x_skip", "scalar_mean", "scalar_scale", "scalars", "bias", "out", "out_bias", "scalars_skip")
 
 
-def tensors_of(retrofit):
-    """Every tensor of controller.safetensors; matrices that are read per row are bfloat16, those of x a byte a weight."""
+def tensors_of(retrofit, rounding=byte_weights):
+    """Every tensor of controller.safetensors; matrices that are read per row are bfloat16. rounding: of those of x before that."""
     out = {}
     for layer, (phi, controller) in enumerate(zip(retrofit.maps, retrofit.controllers)):
         values = {"linear." + name: p.detach() for name, p in phi.named_parameters()}
-        values.update({"controller." + name: t for name, t in controller.folded(byte_weights).items()})
+        values.update({"controller." + name: t for name, t in controller.folded(rounding).items()})
         for name, value in values.items():
             if not torch.isfinite(value).all():
                 raise CalibrationError(f"layers.{layer}.{name}: not finite; training diverged")

@@ -73,7 +73,8 @@ def write(model, directory, mix, training):
     description.update(
         window_scope="exact", linear_scope="all", decisions="token", features="paper", link=model.link,
         epsilon=setting.epsilon, temperature=setting.temperature, uncertain_policy="mixture", cost_weight_levels=[0.0])
-    controllers.write(pathlib.Path(directory) / CONTROLLER, controllers.tensors_of(routing), description)
+    tensors = controllers.tensors_of(routing, rounding=lambda w: w)  # a published setting is measured as it was trained
+    controllers.write(pathlib.Path(directory) / CONTROLLER, tensors, description)
 
 
 def read(directory):
