@@ -34,7 +34,8 @@ class MetaController {
                                                                 const Slice& slice,
                                                                 const MetaControllerShape& shape,
                                                                 Kernels& kernels);
-  // Weights, states and scratch of a rank with `heads` KV heads.
+  // Weights (projections as bf16, which may take less), states and scratch of a rank with `heads` KV
+  // heads.
   static std::int64_t Bytes(const ControllerSpec& spec, const ModelConfig& config, int heads,
                             const MetaControllerShape& shape);
 

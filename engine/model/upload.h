@@ -16,8 +16,8 @@ namespace metattn {
 absl::StatusOr<Buffer> UploadBytes(std::span<const std::byte> bytes, Device& device);
 absl::StatusOr<Buffer> UploadFloats(std::span<const float> values, Device& device);
 
-// Many small tensors that every step reads one after the other, side by side in one buffer: it may
-// lie on huge pages, and reading one brings the next.
+// Many small tensors that every step reads one after the other, side by side in one buffer instead
+// of an allocation each.
 class UploadTogether {
  public:
   static constexpr std::size_t kAlignment = 64;  // of a tensor, bytes
