@@ -34,8 +34,7 @@ class MetaController {
                                                                 const Slice& slice,
                                                                 const MetaControllerShape& shape,
                                                                 Kernels& kernels);
-  // Weights (projections as bf16, which may take less), states and scratch of a rank with `heads` KV
-  // heads.
+  // Weights, states and scratch of a rank with `heads` KV heads; projections as bf16, at most.
   static std::int64_t Bytes(const ControllerSpec& spec, const ModelConfig& config, int heads,
                             const MetaControllerShape& shape);
 
