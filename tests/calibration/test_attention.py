@@ -61,3 +61,13 @@ def test_the_gradient_of_chosen_rows_is_that_of_all_rows_where_the_others_get_no
     assert (got_o - o).abs().max() < 1e-6
     for a, b in zip(expected, torch.autograd.grad((got_o * weight).sum(), tensors)):
         assert (a - b).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("length", [40, 700])
+def test_chosen_rows_alone_are_as_among_all(length, dtype):
+    torch.manual_seed(5)
+    q, k, v = (torch.randn(heads, length, 8).to(dtype) for heads in (6, 3, 3))
+    chosen = torch.rand(3, length) < torch.tensor([0.0, 0.3, 1.1])[:, None]
+    difference = (attention.attend_rows(q, k, v, chosen) - attention.attend_causal(q, k, v)[0]).abs()
+    assert difference[chosen.repeat_interleave(2, 0)].max() <= (2e-2 if dtype == torch.bfloat16 else 2e-6)

@@ -3,8 +3,9 @@
 import dataclasses
 
 import torch
+import torch.nn.functional as F
 
-from .attention import attend_causal
+from .attention import attend_causal, attend_rows
 from .controller import Controller, Policy, scalars
 from .mechanisms import FULL, LINEAR, MAPS, Geometry, linear_far, merge_far, near
 
@@ -82,7 +83,8 @@ class RoutedAttention:
         exact = rows.o_linear.dtype
         far = torch.where(picked == LINEAR, rows.o_linear, rows.o_near[:, first:].to(exact))
         if (choice == FULL).any():
-            far = torch.where(picked == FULL, attend_causal(q, k, v)[0][:, first:].to(exact), far)
+            full = attend_rows(q, k, v, F.pad(choice == FULL, (first, 0)))
+            far = torch.where(picked == FULL, full[:, first:].to(exact), far)
         return torch.cat([rows.o_near[:, :first].to(exact), far], 1)
 
     def shares(self):
