@@ -45,6 +45,10 @@ def concentrations(p, x, s, epsilon=EPSILON):
     return F.softplus(energies(p, x, s)) + epsilon
 
 
+def unrounded(w):
+    return w
+
+
 class Controller(torch.nn.Module):
     """e_h = out_h gelu(W_x x + W_s,h u_h + b_h) + out_bias_h + skip_x,h x + skip_s,h u_h; W_x is shared by KV heads.
 
@@ -99,7 +103,7 @@ class Controller(torch.nn.Module):
         return concentrations(self.values(), x, s)
 
     @torch.no_grad()
-    def folded(self, rounding=lambda w: w):
+    def folded(self, rounding=unrounded):
         """The controller's tensors in the engine's form: x enters unstandardised. float32.
 
         rounding: of what x is multiplied with; the biases take its mean effect back.

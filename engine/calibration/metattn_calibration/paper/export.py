@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save
 
 from .. import checkpoint
 from .. import export as controllers
-from ..controller import Controller, Policy
+from ..controller import Controller, Policy, unrounded
 from ..errors import CalibrationError
 from ..mechanisms import EluMap
 from .model import LINKS, PaperModel, Setting
@@ -73,7 +73,7 @@ def write(model, directory, mix, training):
     description.update(
         window_scope="exact", linear_scope="all", decisions="token", features="paper", link=model.link,
         epsilon=setting.epsilon, temperature=setting.temperature, uncertain_policy="mixture", cost_weight_levels=[0.0])
-    tensors = controllers.tensors_of(routing, rounding=lambda w: w)  # a published setting is measured as it was trained
+    tensors = controllers.tensors_of(routing, rounding=unrounded)  # a published setting is measured as it was trained
     controllers.write(pathlib.Path(directory) / CONTROLLER, tensors, description)
 
 
