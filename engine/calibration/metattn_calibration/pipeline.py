@@ -29,7 +29,7 @@ UNFINISHED = ".training"
 class Plan:
     """How much of everything; scaled() keeps the least that gives a valid controller."""
     sensitivity_texts: int = 8
-    map_steps: int = 160
+    map_steps: int = 80
     row_texts: int = 36
     controller_steps: int = 400
     tune_steps: int = 216
@@ -69,7 +69,7 @@ def limited(lengths, most):
 
 def nominal_seconds(plan):
     """Per stage, measured on the reference machine; only for the time left."""
-    return {"sensitivity": 14.0 * plan.sensitivity_texts, "maps": 7.5 * plan.map_steps, "rows": 7.0 * plan.row_texts,
+    return {"sensitivity": 14.0 * plan.sensitivity_texts, "maps": 15.0 * plan.map_steps, "rows": 7.0 * plan.row_texts,
             "controllers": 0.2 * plan.controller_steps, "tune": 26.0 * plan.tune_steps,
             "settle": 400.0 * plan.settle_rounds}
 

@@ -14,7 +14,7 @@ from .attention import attend_causal
 from .mechanisms import linear_states, merge_far, near, pack
 
 LENGTHS = (4096, 2048, 8192, 3072)  # served lengths from the start: the normaliser grows with the context
-UPDATES = 2        # steps on one text's activations, each on other rows
+UPDATES = 16       # steps on one text's activations, each on other rows: a text's time is mostly the frozen model's
 ROWS_PER_GROUP = 16
 RATE = {"w": 1e-2, "gain": 2e-2}
 MASS_WEIGHT = 0.1
@@ -113,7 +113,9 @@ def train(job, steps, lengths=LENGTHS):
             for update in range(UPDATES):
                 kept = torch.randperm(geometry.block, generator=generator)[:ROWS_PER_GROUP]
                 with torch.enable_grad():
-                    loss, errors[layer] = target.loss(phi, kept)
+                    loss, error = target.loss(phi, kept)
+                if update == 0:  # before anything is learned from this text
+                    errors[layer] = error
                 optimiser.zero_grad()
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(phi.parameters(), 1.0)
