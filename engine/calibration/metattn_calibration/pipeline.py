@@ -68,7 +68,7 @@ def limited(lengths, most):
 
 
 def nominal_seconds(plan):
-    """Per stage, measured on the reference machine; only for the time left."""
+    """Per stage, measured on the reference machine (maps: two steps a text, scaled to sixteen); only for the time left."""
     return {"sensitivity": 14.0 * plan.sensitivity_texts, "maps": 15.0 * plan.map_steps, "rows": 7.0 * plan.row_texts,
             "controllers": 0.2 * plan.controller_steps, "tune": 26.0 * plan.tune_steps,
             "settle": 400.0 * plan.settle_rounds}
