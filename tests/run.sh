@@ -161,6 +161,7 @@ echo
 echo "=== summary after $SECONDS s"
 cat "$results/summaries"
 if [[ -s $results/failed ]]; then
+  python3 tests/failures.py "$results"
   echo "FAILED: $(tr '\n' ' ' <"$results/failed")"
   exit 1
 fi

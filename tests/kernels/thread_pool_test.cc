@@ -94,10 +94,14 @@ TEST_P(ThreadPoolTest, ASlowWorkerIsWaitedFor) {
 
 TEST_P(ThreadPoolTest, AnIdlePoolUsesNoProcessorTime) {
   pool_.ParallelFor(64, 1, [](std::int64_t, std::int64_t, int) {});
-  std::this_thread::sleep_for(std::chrono::milliseconds(20));  // spinning is over
-  const std::clock_t before = std::clock();                    // of all threads of the process
-  std::this_thread::sleep_for(std::chrono::milliseconds(200));
-  const double seconds = static_cast<double>(std::clock() - before) / CLOCKS_PER_SEC;
+  // Again, because on a busy machine a thread may come to its spinning late.
+  double seconds = 1;
+  for (int attempt = 0; attempt < 10 && seconds >= 0.01; ++attempt) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));  // spinning is over
+    const std::clock_t before = std::clock();                    // of all threads of the process
+    std::this_thread::sleep_for(std::chrono::milliseconds(200));
+    seconds = static_cast<double>(std::clock() - before) / CLOCKS_PER_SEC;
+  }
   EXPECT_LT(seconds, 0.01);  // 5 % of one core would be 0.01 s
 }
 

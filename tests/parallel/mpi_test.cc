@@ -89,7 +89,7 @@ TEST(MpiWorld, IsEndedByTheWatchdogWhenARankIsStopped) {
 }
 
 TEST(MpiWorld, WaitsForABroadcastPastTheDeadline) {
-  World world(2, {"late", "0.5"});
+  World world(2, {"late", "1"});
   ASSERT_TRUE(world.WaitForExit(60)) << world.text();
   EXPECT_EQ(world.exit_code(), 0) << world.text();
 }

@@ -87,7 +87,7 @@ TEST(SharedSum, ManySmallSumsKeepInStepHoweverRanksDrift) {
 }
 
 TEST(SharedSum, TellsHowLongItWaitedForALateRank) {
-  constexpr auto kLate = std::chrono::milliseconds(60);
+  constexpr auto kLate = std::chrono::milliseconds(400);
   const Memory memory(2);
   double waited = 0;
   OnRanks(2, [&](int rank) {
@@ -98,7 +98,7 @@ TEST(SharedSum, TellsHowLongItWaitedForALateRank) {
     const double seconds = sum.Sum(&value, 1);
     if (rank == 0) waited = seconds;
   });
-  EXPECT_GE(waited, .03);
+  EXPECT_GE(waited, .1);  // rank 0 may be late itself, on a busy machine
 }
 
 }  // namespace

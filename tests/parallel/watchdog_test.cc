@@ -32,13 +32,13 @@ TEST(Watchdog, TellsTheOperationThatOutlivesItsDeadlineOnce) {
 TEST(Watchdog, IsSilentWhileOperationsEndInTimeOrNoneRuns) {
   std::atomic<int> expiries{0};
   {
-    Watchdog dog(0.3, [&](const char*, double) { ++expiries; });
-    for (int i = 0; i < 20; ++i) {  // many short ones, together longer than the deadline
+    Watchdog dog(1, [&](const char*, double) { ++expiries; });
+    for (int i = 0; i < 60; ++i) {  // many short ones, together longer than the deadline
       dog.Begin("all-reduce", Watchdog::Clock::now());
       std::this_thread::sleep_for(milliseconds(20));
       dog.End();
     }
-    std::this_thread::sleep_for(milliseconds(400));  // idle for longer than the deadline
+    std::this_thread::sleep_for(milliseconds(1300));  // idle for longer than the deadline
   }
   EXPECT_EQ(expiries, 0);
 }
