@@ -98,7 +98,7 @@ TEST(SharedSum, TellsHowLongItWaitedForALateRank) {
     const double seconds = sum.Sum(&value, 1);
     if (rank == 0) waited = seconds;
   });
-  EXPECT_GE(waited, .1);  // rank 0 may be late itself, on a busy machine
+  EXPECT_GE(waited, .2);  // rank 0 may be late itself, on a busy machine
 }
 
 }  // namespace

@@ -14,7 +14,7 @@ from .attention import attend_causal
 from .mechanisms import linear_states, merge_far, near, pack
 
 LENGTHS = (4096, 2048, 8192, 3072)  # served lengths from the start: the normaliser grows with the context
-UPDATES = 16       # steps on one text's activations, each on other rows: the frozen model's pass costs as much as ten
+UPDATES = 16       # steps on one text's activations, each on other rows: the frozen model's pass costs as much as eight
 ROWS_PER_GROUP = 16
 RATE = {"w": 1e-2, "gain": 2e-2}
 MASS_WEIGHT = 0.1
