@@ -165,6 +165,31 @@ def test_the_same_command_measures_nothing_again(report, place, model, monkeypat
     assert again == found
 
 
+def test_another_seed_may_be_given_by_its_report(report, place, model, tmp_path, capsys):
+    out, found = report
+    assert cli.main(arguments(place, model, tmp_path / "out", "--parts", "quality", "--also", str(out / "report.json"))) == 0
+    again = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert len(again["quality"]["seeds"]) == 2
+    assert markdown.seeds(again["quality"]["seeds"]) == markdown.seeds(found["quality"]["seeds"])
+
+    # other windows, another text, another model: refused before anything is measured
+    def refused(change, word):
+        other = json.loads((out / "report.json").read_text())
+        change(other)
+        (tmp_path / "other.json").write_text(json.dumps(other))
+        assert cli.main(arguments(place, model, tmp_path / "new", "--parts", "quality", "--also", str(tmp_path / "other.json"))) == 1
+        error = capsys.readouterr().err
+        assert "other.json" in error and word in error and error.count("\n") == 1
+        assert not (tmp_path / "new" / KEPT / "measured.jsonl").exists()
+
+    refused(lambda r: r["quality"]["lengths"]["700"]["novel.txt"].update(windows=3), "windows of 700")
+    refused(lambda r: r["quality"]["lengths"].pop("900"), "windows of 900")
+    refused(lambda r: r["about"].update(text_digests=["0", "1"]), "text_digests")
+    refused(lambda r: r["about"].update(fingerprint="0"), "fingerprint")
+    refused(lambda r: r.pop("training"), "training")
+    refused(lambda r: r.update(quality=[]), "TypeError")
+
+
 def test_markdown_and_plots_are_made_again_from_the_json(report, tmp_path):
     out, _ = report
     assert cli.main(["report", "--from", str(out / "report.json"), "--out", str(tmp_path / "again")]) == 0

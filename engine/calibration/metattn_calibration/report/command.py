@@ -9,7 +9,7 @@ from ..errors import CalibrationError
 from ..job import Job
 from ..model import Model
 from ..run import Run
-from . import ablations, curve, markdown, measure, pass_keys, plots, quality, reliability, training
+from . import ablations, curve, markdown, measure, pass_keys, plots, quality, reliability, seeds, training
 from .store import Store, digest, write_json
 
 PARTS = ("quality", "curve", "pass_keys", "uncertainty", "ablations", "training")
@@ -43,7 +43,8 @@ def add_arguments(sub):
     sub.add_argument("--text", nargs="+", default=[], metavar="FILE[:FROM-TO]", help="held-out text: not used in calibration")
     sub.add_argument("--out", required=True, metavar="DIR")
     sub.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
-    sub.add_argument("--also", nargs="+", default=[], metavar="DIR", help="controllers of other seeds: their loss and the spread")
+    sub.add_argument("--also", nargs="+", default=[], metavar="DIR|JSON",
+                     help="controllers of other seeds, or their report.json on the same windows: their loss and the spread")
     sub.add_argument("--calibration-text", nargs="+", default=[], metavar="FILE[:FROM-TO]",
                      help="what ablations are trained on; without it there are none")
     sub.add_argument("--docs", default="auto", help="as in train, for the ablations")
@@ -122,8 +123,15 @@ class Session:
 
 
 def measure_quality(s):
-    texts = {n: s.texts(n, s.sizes.excerpts) for n in s.sizes.lengths}
-    return quality.measure(s.engine, s.controller, texts, s.sizes.lengths, [measure.Controller(d) for d in s.args.also])
+    lengths, count = s.sizes.lengths, s.sizes.excerpts
+    others = seeds.read(s.args.also, about(s), lengths, count)  # found out now if one cannot be used
+    texts = {n: s.texts(n, count) for n in lengths}
+    found = quality.measure(s.engine, s.controller, texts, lengths)
+    if others:
+        mine = {"seed": s.controller.description["training"].get("seed"),
+                "lengths": {n: rows["mean"] for n, rows in found["lengths"].items()}}
+        found["seeds"] = seeds.compare(s.engine, mine, others, texts, lengths)
+    return found
 
 
 def measure_curve(s):

@@ -58,15 +58,11 @@ def table(engine, found, length, controller, record=False, flags=()):
     return rows, counts
 
 
-def measure(engine, controller, texts, lengths, also=()):
-    """texts: {length: {name: [Excerpt]}}. also: controllers of other seeds."""
+def measure(engine, controller, texts, lengths):
+    """texts: {length: {name: [Excerpt]}}."""
     out, total = {"lengths": {}, "seeds": []}, 0
     for length in lengths:
         rows, counts = table(engine, texts[length], length, controller, record=True)
         out["lengths"][str(length)], total = rows, total + counts
     out["share_by_head"] = (total[..., 0] / np.maximum(1, total.sum(-1))).tolist()
-    for number, other in enumerate([controller, *also] if also else []):
-        means = {str(n): table(engine, texts[n], n, other, record=other is controller)[0]["mean"] for n in lengths}
-        out["seeds"].append({"name": f"controller {number + 1}", "seed": other.description["training"].get("seed"),
-                             "lengths": means})
     return out
