@@ -172,6 +172,16 @@ def test_another_seed_may_be_given_by_its_report(report, place, model, tmp_path,
     assert len(again["quality"]["seeds"]) == 2
     assert markdown.seeds(again["quality"]["seeds"]) == markdown.seeds(found["quality"]["seeds"])
 
+    # what is told is that file's, not this controller's
+    other = json.loads((out / "report.json").read_text())
+    other["training"]["facts"]["seed"] = 7
+    other["quality"]["lengths"]["900"]["mean"].update(delta=0.5, full=0.25)
+    (tmp_path / "seven.json").write_text(json.dumps(other))
+    assert cli.main(arguments(place, model, tmp_path / "out", "--parts", "quality", "--also", str(tmp_path / "seven.json"))) == 0
+    mine, seven = json.loads((tmp_path / "out" / "report.json").read_text())["quality"]["seeds"]
+    assert mine == again["quality"]["seeds"][0]
+    assert seven["seed"] == 7 and seven["lengths"]["900"]["delta"] == 0.5 and seven["lengths"]["900"]["full"] == 0.25
+
     # other windows, another text, another model: refused before anything is measured
     def refused(change, word):
         other = json.loads((out / "report.json").read_text())
@@ -186,6 +196,7 @@ def test_another_seed_may_be_given_by_its_report(report, place, model, tmp_path,
     refused(lambda r: r["quality"]["lengths"].pop("900"), "windows of 900")
     refused(lambda r: r["about"].update(text_digests=["0", "1"]), "text_digests")
     refused(lambda r: r["about"].update(fingerprint="0"), "fingerprint")
+    refused(lambda r: r["quality"]["lengths"]["700"]["mean"].pop("delta"), "delta")
     refused(lambda r: r.pop("training"), "training")
     refused(lambda r: r.update(quality=[]), "TypeError")
 

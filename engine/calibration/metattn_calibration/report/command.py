@@ -128,8 +128,7 @@ def measure_quality(s):
     texts = {n: s.texts(n, count) for n in lengths}
     found = quality.measure(s.engine, s.controller, texts, lengths)
     if others:
-        mine = {"seed": s.controller.description["training"].get("seed"),
-                "lengths": {n: rows["mean"] for n, rows in found["lengths"].items()}}
+        mine = seeds.entry(s.controller, {n: rows["mean"] for n, rows in found["lengths"].items()})
         found["seeds"] = seeds.compare(s.engine, mine, others, texts, lengths)
     return found
 

@@ -7,6 +7,12 @@ from ..errors import CalibrationError
 from . import measure, quality
 
 SAME = ("model", "fingerprint", "engine", "text_digests")  # of two reports whose windows can be compared
+FIGURES = ("delta", "error", "full")  # of a mean over windows, what the spread is made of
+
+
+def entry(controller, means):
+    """means: {length as text: mean over windows, with FIGURES at least}."""
+    return {"seed": controller.description["training"].get("seed"), "lengths": means}
 
 
 def told(file, about, lengths, excerpts):
@@ -21,7 +27,7 @@ def told(file, about, lengths, excerpts):
             counts = {name: row["windows"] for name, row in found.get(str(length), {}).items() if name != "mean"}
             if len(counts) != len(theirs["text_digests"]) or set(counts.values()) != {excerpts}:
                 raise CalibrationError(f"--also {file}: windows of {length} tokens by text are {counts or 'missing'}, here {excerpts} each")
-        return {"seed": facts.get("seed"), "lengths": {str(n): found[str(n)]["mean"] for n in lengths}}
+        return {"seed": facts.get("seed"), "lengths": {str(n): {k: found[str(n)]["mean"][k] for k in FIGURES} for n in lengths}}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CalibrationError(f"--also {file}: not a report of a controller's quality and training "
                                f"({type(error).__name__}: {error})") from error
@@ -34,10 +40,8 @@ def read(also, about, lengths, excerpts):
 
 def compare(engine, mine, others, texts, lengths):
     """mine: this controller's own entry; others: what `read` gave. -> entries, mine first."""
-    def entry(other):
-        if isinstance(other, dict):
-            return other
-        return {"seed": other.description["training"].get("seed"),
-                "lengths": {str(n): quality.table(engine, texts[n], n, other)[0]["mean"] for n in lengths}}
+    def measured(other):
+        return entry(other, {str(n): quality.table(engine, texts[n], n, other)[0]["mean"] for n in lengths})
 
-    return [{"name": f"controller {number}", **entry(other)} for number, other in enumerate([mine, *others], 1)]
+    found = [other if isinstance(other, dict) else measured(other) for other in others]
+    return [{"name": f"controller {number}", **e} for number, e in enumerate([mine, *found], 1)]
