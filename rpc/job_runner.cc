@@ -353,14 +353,15 @@ class Runner final : public JobRunner {
       auto s = store_->ReplaceOutput(replaced_.back().first, replaced_.back().second);
       if (!s.ok()) return Complain(s);
     }
-    for (; !requeued_.empty(); requeued_.pop_back()) {
-      auto s = store_->SetStatus(requeued_.back(), JobStatus::kQueued, 0);
-      if (!s.ok()) return Complain(s);
-    }
     if (!outputs_.empty() || !ended_.empty()) {
       if (auto s = store_->Append(outputs_, ended_); !s.ok()) return Complain(s);
       outputs_.clear();
       ended_.clear();
+    }
+    // After their output, so that a job that is queued again shows all it has.
+    for (; !requeued_.empty(); requeued_.pop_back()) {
+      auto s = store_->SetStatus(requeued_.back(), JobStatus::kQueued, 0);
+      if (!s.ok()) return Complain(s);
     }
     store_complained_ = false;
     std::vector<std::string> touched;

@@ -1,6 +1,7 @@
 // JobService and JobRunner over real gRPC and a real store, with a fake engine.
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <filesystem>
 #include <set>
@@ -33,6 +34,47 @@ class JobsFileTest : public ::testing::Test {
   }
   void TearDown() override { std::filesystem::remove_all(folder_); }
   std::string folder_, path_;
+};
+
+// A store that counts the tokens a job has at the moment it is queued again.
+class RequeueWatch final : public JobStore {
+ public:
+  explicit RequeueWatch(std::unique_ptr<JobStore> store) : store_(std::move(store)) {}
+
+  std::atomic<int> tokens_at_requeue = -1;
+
+  absl::Status Insert(const StoredJob& job) override { return store_->Insert(job); }
+  absl::StatusOr<StoredJob> Get(const std::string& id) const override { return store_->Get(id); }
+  absl::StatusOr<std::optional<StoredJob>> FindByKey(const std::string& key) const override {
+    return store_->FindByKey(key);
+  }
+  absl::StatusOr<std::vector<StoredJob>> Unfinished() const override {
+    return store_->Unfinished();
+  }
+  absl::Status SetStatus(const std::string& id, JobStatus status, int attempts) override {
+    if (status == JobStatus::kQueued) {
+      int tokens = 0;
+      auto chunks = store_->Read(id, 0, -1, -1);
+      EXPECT_TRUE(chunks.ok()) << chunks.status();
+      for (const OutputChunk& chunk : *chunks) tokens += static_cast<int>(chunk.tokens.size());
+      tokens_at_requeue = tokens;
+    }
+    return store_->SetStatus(id, status, attempts);
+  }
+  absl::Status Append(std::span<const JobOutput> outputs,
+                      std::span<const StoredJob> ended) override {
+    return store_->Append(outputs, ended);
+  }
+  absl::Status ReplaceOutput(const std::string& id, std::span<const OutputChunk> chunks) override {
+    return store_->ReplaceOutput(id, chunks);
+  }
+  absl::StatusOr<std::vector<OutputChunk>> Read(const std::string& id, std::int64_t offset,
+                                                std::int64_t after, int limit) const override {
+    return store_->Read(id, offset, after, limit);
+  }
+
+ private:
+  const std::unique_ptr<JobStore> store_;
 };
 
 TEST(Jobs, ASubmittedJobRunsToItsEndAndIsKept) {
@@ -251,6 +293,9 @@ TEST_F(JobsFileTest, AfterARestartUnfinishedJobsFinishWithTheSameText) {
     FakeEngine::Options options;
     options.step = std::chrono::milliseconds(5);
     TestServer first(options, nullptr, path_);
+    auto watch = std::make_unique<RequeueWatch>(std::move(first.store));
+    const std::atomic<int>& at_requeue = watch->tokens_at_requeue;
+    first.store = std::move(watch);
     JobRunnerOptions jobs;
     jobs.max_in_engine = 1;
     first.Load(jobs);
@@ -264,6 +309,7 @@ TEST_F(JobsFileTest, AfterARestartUnfinishedJobsFinishWithTheSameText) {
     EXPECT_FALSE(first.engine.Drain(0));
     ASSERT_TRUE(Eventually([&] { return HasState(first, id, v1::JOB_STATE_QUEUED); }));
     before = first.client->GetJob(id)->token_ids_size();
+    EXPECT_EQ(at_requeue, before);  // a job that is queued again shows all it has
     EXPECT_EQ(first.client->Submit(SubmitRequest("late", 1, 1)).status().code(),
               absl::StatusCode::kUnavailable);
   }
