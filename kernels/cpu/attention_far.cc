@@ -1,5 +1,5 @@
 // Far spans of the listed rows, merged into their partials. The work is in attention_tile.cc.
-#include "kernels/cpu/attention_amx.h"
+#include "kernels/cpu/attention_bf16.h"
 #include "kernels/cpu/attention_plan.h"
 #include "kernels/cpu/attention_tile.h"
 #include "kernels/cpu/ops.h"
@@ -8,10 +8,10 @@ namespace metattn::cpu::METATTN_ISA {
 
 void FarFull(const FarFullArgs& args, OpContext& context) {
   if (args.group == 0) return;
-  const bool amx = AmxAttention(context, args.pages.head_dim, args.scale);
+  const bool bf16 = Bf16Attention(context, args.pages.head_dim, args.scale);
   const AttentionPlan plan =
       PlanFar(args.rows, args.list, args.pages.heads,
-              {args.group, context.pool.threads(), amx ? kAmxTileQueries : kTileQueries});
+              {args.group, context.pool.threads(), bf16 ? kBf16TileQueries : kTileQueries});
   const AttentionTask task = {.rows = args.rows,
                               .pages = args.pages,
                               .group = args.group,
@@ -20,7 +20,7 @@ void FarFull(const FarFullArgs& args, OpContext& context) {
                               .partial = args.partial,
                               .stats = nullptr,
                               .fresh = false,
-                              .amx = amx};
+                              .bf16 = bf16};
   RunAttention(plan, task, context);
 }
 

@@ -1,5 +1,5 @@
 // Near partial over sinks and window, and the final o / l. The work is in attention_tile.cc.
-#include "kernels/cpu/attention_amx.h"
+#include "kernels/cpu/attention_bf16.h"
 #include "kernels/cpu/attention_plan.h"
 #include "kernels/cpu/attention_tile.h"
 #include "kernels/cpu/ops.h"
@@ -9,10 +9,10 @@ namespace metattn::cpu::METATTN_ISA {
 
 void Near(const NearArgs& args, OpContext& context) {
   if (args.group == 0) return;
-  const bool amx = AmxAttention(context, args.pages.head_dim, args.scale);
+  const bool bf16 = Bf16Attention(context, args.pages.head_dim, args.scale);
   const AttentionPlan plan =
       PlanNear(args.rows, args.pages.heads,
-               {args.group, context.pool.threads(), amx ? kAmxTileQueries : kTileQueries});
+               {args.group, context.pool.threads(), bf16 ? kBf16TileQueries : kTileQueries});
   const AttentionTask task = {.rows = args.rows,
                               .pages = args.pages,
                               .group = args.group,
@@ -21,7 +21,7 @@ void Near(const NearArgs& args, OpContext& context) {
                               .partial = args.out,
                               .stats = args.stats.As<float>(),
                               .fresh = true,
-                              .amx = amx};
+                              .bf16 = bf16};
   RunAttention(plan, task, context);
 }
 

@@ -19,12 +19,12 @@
 
 #include <cstdint>
 
-#include "kernels/cpu/amx.h"
-#include "kernels/cpu/attention_amx.h"
+#include "kernels/cpu/attention_bf16.h"
 #include "kernels/cpu/attention_stats.h"
 #include "kernels/cpu/page_products.h"
 #include "kernels/cpu/page_softmax.h"
 #include "kernels/cpu/pages.h"
+#include "kernels/cpu/tile_block.h"
 #include "kernels/cpu/vec.h"
 #include "kernels/types.h"
 
@@ -64,15 +64,15 @@ class TileRunner {
   TileRunner(const AttentionPlan& plan, const AttentionTask& task, std::byte* scratch)
       : plan_(plan),
         task_(task)
-#if defined(__AMX_BF16__)
+#if defined(__AVX512BF16__)
         ,
-        amx_(plan, task, scratch)
+        bf16_(plan, task, scratch)
 #endif
   {
     shape_.head_dim = task.pages.head_dim;
     shape_.padded = PaddedDim(shape_.head_dim);
     const std::int64_t queries = Queries(plan, task);
-    float* at = reinterpret_cast<float*>(scratch + AmxBytes(plan, task));
+    float* at = reinterpret_cast<float*>(scratch + Bf16Bytes(plan, task));
     tile_.q = at;
     at += queries * shape_.padded;
     tile_.o = at;
@@ -94,7 +94,7 @@ class TileRunner {
     const std::int64_t queries = Queries(plan, task);
     const std::int64_t per_query =
         2 * PaddedDim(task.pages.head_dim) + kBlockTokens + 2 * kLanes + 2;
-    return AmxBytes(plan, task) +
+    return Bf16Bytes(plan, task) +
            static_cast<std::size_t>(queries * per_query + plan.max_rows * 2) * sizeof(float);
   }
 
@@ -145,18 +145,18 @@ class TileRunner {
   }
 
  private:
-  // Room for query vectors: tiles of AMX are 16 of them.
+  // Room for query vectors: bf16 tiles are 16 of them.
   static std::int64_t Queries(const AttentionPlan& plan, const AttentionTask& task) {
     return (std::int64_t{plan.max_rows} * task.group + 15) / 16 * 16;
   }
-  static std::size_t AmxBytes([[maybe_unused]] const AttentionPlan& plan,
-                              [[maybe_unused]] const AttentionTask& task) {
-#if defined(__AMX_BF16__)
-    if (task.amx) return (AmxSpans::Bytes(plan, task) + 63) / 64 * 64;
+  static std::size_t Bf16Bytes([[maybe_unused]] const AttentionPlan& plan,
+                               [[maybe_unused]] const AttentionTask& task) {
+#if defined(__AVX512BF16__)
+    if (task.bf16) return (Bf16Spans::Bytes(plan, task) + 63) / 64 * 64;
 #endif
     return 0;
   }
-  bool OnAmx() const { return task_.amx && shape_.queries >= kAmxQueries; }
+  bool OnBf16() const { return task_.bf16 && shape_.queries >= kBf16Queries; }
 
   // Index of a tile's query in [T, H*g].
   std::int64_t Index(const Tile& tile, int query) const {
@@ -190,10 +190,10 @@ class TileRunner {
 
   void Start(const Tile& tile) {
     Prepare(tile);
-#if defined(__AMX_BF16__)
-    if (OnAmx()) {
-      amx_.Start(shape_.queries,
-                 [&](int query) { return task_.q + Index(tile, query) * shape_.head_dim; });
+#if defined(__AVX512BF16__)
+    if (OnBf16()) {
+      bf16_.Start(shape_.queries,
+                  [&](int query) { return task_.q + Index(tile, query) * shape_.head_dim; });
       return;
     }
 #endif
@@ -231,10 +231,10 @@ class TileRunner {
   }
 
   void RunSpan(const Tile& tile, int span) {
-#if defined(__AMX_BF16__)
-    if (OnAmx()) {
-      return amx_.Run(tile, span,
-                      {tile_.o, tile_.l, tile_.m, stats_ ? tile_.t : nullptr, tile_.sink});
+#if defined(__AVX512BF16__)
+    if (OnBf16()) {
+      return bf16_.Run(tile, span,
+                       {tile_.o, tile_.l, tile_.m, stats_ ? tile_.t : nullptr, tile_.sink});
     }
 #endif
     for (std::int64_t i = 0; i < std::int64_t{shape_.queries} * shape_.padded; i += kLanes) {
@@ -349,8 +349,8 @@ class TileRunner {
   TileShape shape_;
   TileScratch tile_;
   bool stats_ = false;  // the tile has a row whose statistics are wanted
-#if defined(__AMX_BF16__)
-  AmxSpans amx_;
+#if defined(__AVX512BF16__)
+  Bf16Spans bf16_;
 #endif
 };
 
@@ -369,9 +369,7 @@ void RunAttention(const AttentionPlan& plan, const AttentionTask& task, OpContex
   context.pool.ParallelFor(
       plan.unit_count, 1, [&](std::int64_t begin, std::int64_t end, int worker) {
         TileRunner runner(plan, task, context.scratch.Worker(worker, bytes));
-#if defined(__AMX_BF16__)
-        if (task.amx) ConfigureTiles();
-#endif
+        const TileScope tiles(task.bf16);
         for (std::int64_t u = begin; u < end; ++u) {
           const Unit& unit = plan.units[u];
           const Tile& tile = plan.tiles[unit.tile];
@@ -385,9 +383,6 @@ void RunAttention(const AttentionPlan& plan, const AttentionTask& task, OpContex
             runner.MergeUnits(tile, mine);
           }
         }
-#if defined(__AMX_BF16__)
-        if (task.amx) _tile_release();
-#endif
       });
 }
 

@@ -28,7 +28,7 @@ struct AttentionTask {
   Partial partial;
   float* stats;  // [T, H*g, 2] as NearArgs.stats, or null; only where `fresh`
   bool fresh;    // start from empty partials, not from what lies in `partial`
-  bool amx;      // tiles with enough queries run on AMX (attention_amx.h)
+  bool bf16;     // tiles with enough queries take products of bf16 (attention_bf16.h)
 };
 
 // Bits of the tokens of a page of the sequence that lie in [begin, end).

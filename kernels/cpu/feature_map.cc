@@ -21,7 +21,7 @@ METATTN_INLINE F32v EluPlusOne(F32v x) {  // exp(min(x, 0)) + max(x, 0)
   return Add(Exp(Min(x, Zero())), Max(x, Zero()));
 }
 
-// e^x for |x| <= kShared / 2, relative error below 3e-7 + |x| 2^-23; 2^r as in attention_amx.cc.
+// e^x for |x| <= kShared / 2, relative error below 3e-7 + |x| 2^-23; 2^r as in attention_bf16.cc.
 METATTN_INLINE F32v ExpSmall(F32v x) {
   const F32v scaled = Mul(x, Set(1.44269504088896341f));
   const F32v n = RoundToInt(scaled), r = Sub(scaled, n);

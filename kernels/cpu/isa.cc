@@ -24,6 +24,9 @@ const OpTable& Table();
 namespace avx512 {
 const OpTable& Table();
 }
+namespace avx512_bf16 {
+const OpTable& Table();
+}
 namespace amx {
 const OpTable& Table();
 }
@@ -78,16 +81,22 @@ std::vector<Level> Detect() {
 
   const bool level1 = fma && f16c && avx2 && (saved & kYmm) == kYmm;
   const bool level2 = level1 && f && dq && bw && vl && (saved & kZmm) == kZmm;
-  [[maybe_unused]] const bool level3 =
-      level2 && bf16 && amx_bf16 && amx_tile && (saved & kTiles) == kTiles && AskForTiles();
+  [[maybe_unused]] const bool level3 = level2 && bf16;
+  [[maybe_unused]] const bool level4 =
+      level3 && amx_bf16 && amx_tile && (saved & kTiles) == kTiles && AskForTiles();
   std::vector<Level> levels = {{"avx2", level1, &avx2::Table}};
 #ifdef METATTN_LEVEL_avx512
   levels.push_back({"avx512", level2, &avx512::Table});
 #else  // some builds for tests leave levels out (METATTN_CPU_LEVELS)
   levels.push_back({"avx512", false, nullptr});
 #endif
+#ifdef METATTN_LEVEL_avx512_bf16
+  levels.push_back({"avx512_bf16", level3, &avx512_bf16::Table});
+#else
+  levels.push_back({"avx512_bf16", false, nullptr});
+#endif
 #ifdef METATTN_LEVEL_amx
-  levels.push_back({"amx", level3, &amx::Table});
+  levels.push_back({"amx", level4, &amx::Table});
 #else
   levels.push_back({"amx", false, nullptr});
 #endif

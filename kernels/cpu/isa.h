@@ -15,8 +15,8 @@ namespace metattn::cpu {
 struct OpTable;  // kernels/cpu/op_table.h
 
 // Names of the levels this machine can run, the slowest first, best last: of "avx2" (AVX2, FMA,
-// F16C), "avx512" (F, BW, DQ, VL) and "amx" (AVX-512 with BF16, AMX tiles with bf16; the kernel's
-// permission for tile state was granted). Empty on a machine without AVX2.
+// F16C), "avx512" (F, BW, DQ, VL), "avx512_bf16" (and BF16) and "amx" (and AMX tiles with bf16; the
+// kernel's permission for tile state was granted). Empty on a machine without AVX2.
 const std::vector<std::string_view>& AvailableIsas();
 
 // The table for `wanted`; if that is empty, for environment variable METATTN_CPU_ISA; if that is

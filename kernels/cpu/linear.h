@@ -2,8 +2,8 @@
 //
 // Rows: exact products of f32 activations with weights decoded in registers; each output value is
 // summed in one order whatever the number of rows, so it serves deterministic mode too. Tiles
-// (level amx only): weights are decoded to bf16 panels and multiplied on AMX tiles with activations
-// rounded to bf16, sums in f32; several times faster from kTileTokens rows on. Ownership, thread
+// (levels with bf16 products): weights are decoded to bf16 panels and multiplied by tiles with
+// activations rounded to bf16, sums in f32; faster from kTileTokens rows on. Ownership, thread
 // safety: as op_table.h. Errors: none. Cost: see README.md.
 #pragma once
 
@@ -28,8 +28,12 @@ inline constexpr int kAheadBytes = 1792;
 
 void LinearRows(const LinearJob& job, OpContext& context);
 
+#if defined(__AVX512BF16__)
 #if defined(__AMX_BF16__)
 inline constexpr std::int64_t kTileTokens = 5;
+#else
+inline constexpr std::int64_t kTileTokens = 9;
+#endif
 void LinearTiles(const LinearJob& job, OpContext& context);
 #endif
 

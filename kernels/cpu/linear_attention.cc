@@ -32,7 +32,7 @@ void AddBlocks(const KeyStore& store, OpContext& context) {
   const auto bytes = static_cast<std::size_t>(std::int64_t{layer.features} * layer.padded * 4);
   context.pool.ParallelFor(
       shards * parts, 1, [&](std::int64_t first, std::int64_t last, int worker) {
-        const TileScope tiles(layer.amx);
+        const TileScope tiles(layer.bf16);
         auto* scratch = reinterpret_cast<float*>(context.scratch.Worker(worker, bytes));
         for (std::int64_t unit = first; unit < last; ++unit) {
           const int part = static_cast<int>(unit % parts);
@@ -116,7 +116,7 @@ void AdvanceStates(const FarTask& task, OpContext& context) {
   const auto bytes = static_cast<std::size_t>(std::int64_t{layer.features} * layer.padded * 4);
   context.pool.ParallelFor(
       shards * parts, 1, [&](std::int64_t first, std::int64_t last, int worker) {
-        const TileScope tiles(layer.amx);
+        const TileScope tiles(layer.bf16);
         auto* scratch = reinterpret_cast<float*>(context.scratch.Worker(worker, bytes));
         for (std::int64_t unit = first; unit < last; ++unit) {
           const int part = static_cast<int>(unit % parts);
@@ -198,8 +198,8 @@ class FarUnit {
 
   // Listed rows [entry, last), which read the state `columns`.
   void RunRows(const Columns& columns, int head, int entry, int last) {
-    const bool tiles = layer_.amx && (last - entry) * layer_.group >= kAmxRows;
-#if defined(__AMX_BF16__)
+    const bool tiles = layer_.bf16 && (last - entry) * layer_.group >= kBf16Rows;
+#if defined(__AVX512BF16__)
     for (int f = 0; tiles && f < layer_.features; f += 2) {
       const float* row = columns.b + f * columns.stride;
       NarrowPair(row, row + columns.stride, columns.columns, pairs_ + f / 2 * columns.columns);
@@ -229,7 +229,7 @@ class FarUnit {
   // Queries [first, first + n) of the rows from `entry` on; pairs_ holds the state.
   void RunOnTiles([[maybe_unused]] int head, [[maybe_unused]] int entry, [[maybe_unused]] int first,
                   [[maybe_unused]] int n) {
-#if defined(__AMX_BF16__)
+#if defined(__AVX512BF16__)
     const int rounded = (n + 15) / 16 * 16;
     for (int i = 0; i < rounded; ++i) {  // rows of padding repeat the last one
       NarrowRow(Phi(head, entry, first + Smaller(i, n - 1)), layer_.features,
@@ -372,7 +372,7 @@ void FarLinear(const FarLinearArgs& args, OpContext& context) {
   const std::size_t bytes = FarUnit::Bytes(layer);
   context.pool.ParallelFor(
       units * task.parts, 1, [&](std::int64_t first, std::int64_t last, int worker) {
-        const TileScope tiles(layer.amx);
+        const TileScope tiles(layer.bf16);
         FarUnit unit(task, reinterpret_cast<float*>(context.scratch.Worker(worker, bytes)));
         for (std::int64_t u = first; u < last; ++u) {
           const int part = static_cast<int>(u % task.parts);

@@ -70,8 +70,8 @@ class OddsUnit {
     const bool hedgehog = layer_.shape.map == FeatureMap::kHedgehog;
     const auto* w = args_.w_q.As<std::uint16_t>();
     if (hedgehog) w += std::int64_t{q_head} * layer_.d * layer_.d;
-#if defined(__AMX_BF16__)
-    if (hedgehog && layer_.amx && count >= kAmxRows) return MakeOnTiles(w, q_head, rows, count);
+#if defined(__AVX512BF16__)
+    if (hedgehog && layer_.bf16 && count >= kBf16Rows) return MakeOnTiles(w, q_head, rows, count);
 #endif
     if (hedgehog && count == 1 && layer_.d % (2 * kLanes) == 0) {
       return OneQueryFeatures(w, Query(rows[0], q_head), layer_.d, y_, Phi(rows[0], q_head));
@@ -89,7 +89,7 @@ class OddsUnit {
     }
   }
 
-#if defined(__AMX_BF16__)
+#if defined(__AVX512BF16__)
   void MakeOnTiles(const std::uint16_t* w, int q_head, const std::int32_t* rows, int count) {
     auto* pairs = reinterpret_cast<std::uint32_t*>(weights_);
     TransposePairs(w, layer_.d, pairs);
@@ -143,7 +143,7 @@ void LinearOdds(const LinearOddsArgs& args, OpContext& context) {
   const std::size_t bytes = OddsUnit::Bytes(layer);
   context.pool.ParallelFor(
       q_heads * chunks, 1, [&](std::int64_t first, std::int64_t last, int worker) {
-        const TileScope tiles(layer.amx);
+        const TileScope tiles(layer.bf16);
         OddsUnit unit(args, store, reinterpret_cast<float*>(context.scratch.Worker(worker, bytes)));
         for (std::int64_t u = first; u < last; ++u) {
           const auto begin = static_cast<int>(u % chunks * kRowsPerUnit);

@@ -22,7 +22,7 @@ void RunZ(const KeyStore& store) {
   }
 }
 
-#if defined(__AMX_BF16__)
+#if defined(__AVX512BF16__)
 // phi [f, 64] rounded to bf16, zero outside the keys. (V of those tokens is no NaN: only whole
 // blocks are added.)
 void Narrow(const float* phi, int features, std::uint64_t keys, std::uint16_t* to) {
@@ -43,9 +43,9 @@ void MakeKey(const KeyStore& store, int at, int head, float* unpacked, float* ph
   const std::uint32_t* page = layer.Page(key, head);
   if (layer.shape.map == FeatureMap::kHedgehog) {
     const auto* w = layer.shape.w_k.As<std::uint16_t>() + std::int64_t{head} * layer.d * layer.d;
-    if (!layer.amx) UnpackRows(w, layer.d, unpacked);
-#if defined(__AMX_BF16__)
-    if (layer.amx) {  // W and K are bf16 as they lie: nothing is rounded
+    if (!layer.bf16) UnpackRows(w, layer.d, unpacked);
+#if defined(__AVX512BF16__)
+    if (layer.bf16) {  // W and K are bf16 as they lie: nothing is rounded
       TileProduct({.a = w,
                    .a_stride = layer.d,
                    .b = page,
@@ -59,9 +59,9 @@ void MakeKey(const KeyStore& store, int at, int head, float* unpacked, float* ph
     }
 #endif
   }
-  KeyFeatures({layer.shape.map, page, layer.d, key.first, key.end, layer.amx ? nullptr : unpacked},
+  KeyFeatures({layer.shape.map, page, layer.d, key.first, key.end, layer.bf16 ? nullptr : unpacked},
               phi, store.Sums(at, head));
-#if defined(__AMX_BF16__)
+#if defined(__AVX512BF16__)
   std::uint16_t* narrow = store.Narrow(at, head);
   if (narrow != nullptr) Narrow(phi, layer.features, KeyBits(key.first, key.end), narrow);
 #endif
@@ -71,12 +71,12 @@ void MakeKey(const KeyStore& store, int at, int head, float* unpacked, float* ph
 
 void MakeKeys(const KeyStore& store, OpContext& context) {
   const Layer& layer = store.layer;
-  const std::int64_t weights = layer.amx ? 0 : std::int64_t{layer.d} * layer.padded;
+  const std::int64_t weights = layer.bf16 ? 0 : std::int64_t{layer.d} * layer.padded;
   const auto bytes = static_cast<std::size_t>((weights + layer.PhiFloats()) * 4);
   const std::int64_t keys = store.plan.key_count;
   context.pool.ParallelFor(
       keys * layer.heads, 1, [&](std::int64_t first, std::int64_t last, int worker) {
-        const TileScope tiles(layer.amx);
+        const TileScope tiles(layer.bf16);
         auto* unpacked = reinterpret_cast<float*>(context.scratch.Worker(worker, bytes));
         for (std::int64_t unit = first; unit < last; ++unit) {
           const int head = static_cast<int>(unit / keys), at = static_cast<int>(unit % keys);

@@ -20,7 +20,7 @@
 
 namespace metattn::cpu::METATTN_ISA {
 
-inline constexpr int kAmxRows = 16;  // with fewer a tile would be mostly padding
+inline constexpr int kBf16Rows = 16;  // with fewer a tile would be mostly padding
 
 // Addresses and sizes of one layer's linear mechanism.
 struct Layer {
@@ -31,8 +31,8 @@ struct Layer {
         d(s.pages.head_dim),
         padded(PaddedDim(d)),
         features(Features(s.map, d)) {
-#if defined(__AMX_BF16__)
-    amx = !context.deterministic && d % 32 == 0;
+#if defined(__AVX512BF16__)
+    bf16 = !context.deterministic && d % 32 == 0;
 #else
     static_cast<void>(context);
 #endif
@@ -56,7 +56,7 @@ struct Layer {
 
   const LinearShape& shape;
   const int heads, group, d, padded, features;
-  bool amx = false;  // products of many rows round their factors to bf16 (linear_amx.h)
+  bool bf16 = false;  // products of many rows round their factors to bf16 (tile_product.h)
 };
 
 // What is known of the keys of an op: sums of their features, later z after each block, and the
@@ -72,19 +72,19 @@ struct KeyStore {
   bool tails_only;        // what phi has
 
   static std::int64_t Floats(const Layer& layer, const LinearPlan& plan, bool adds) {
-    const std::int64_t phis = adds && !layer.amx ? plan.key_count : plan.tail_count;
-    const std::int64_t halves = adds && layer.amx ? plan.key_count : 0;
+    const std::int64_t phis = adds && !layer.bf16 ? plan.key_count : plan.tail_count;
+    const std::int64_t halves = adds && layer.bf16 ? plan.key_count : 0;
     return layer.features + (plan.key_count * layer.features + phis * layer.PhiFloats() +
                              halves * layer.PhiFloats() / 2) *
                                 layer.heads;
   }
   KeyStore(const Layer& l, const LinearPlan& p, float* memory, bool adds)
-      : layer(l), plan(p), sums(memory), tails_only(!adds || l.amx) {
+      : layer(l), plan(p), sums(memory), tails_only(!adds || l.bf16) {
     zeros = sums + std::int64_t{p.key_count} * l.heads * l.features;
     for (int f = 0; f < l.features; ++f) zeros[f] = 0.0f;
     phi = zeros + l.features;
     float* end = phi + (tails_only ? p.tail_count : p.key_count) * l.PhiFloats() * l.heads;
-    narrow = adds && l.amx ? reinterpret_cast<std::uint16_t*>(end) : nullptr;
+    narrow = adds && l.bf16 ? reinterpret_cast<std::uint16_t*>(end) : nullptr;
   }
 
   float* Sums(int key, int head) const {
@@ -156,8 +156,8 @@ class StatePart {
   void Add(const KeyStore& store, int at) {
     const KeyBlock& key = store.plan.keys[at];
     const PagePart part = layer_.Values(key, head_, begin_, end_);
-#if defined(__AMX_BF16__)
-    if (layer_.amx) {
+#if defined(__AVX512BF16__)
+    if (layer_.bf16) {
       TileProduct({.a = store.Narrow(at, head_),
                    .a_stride = kBlockTokens,
                    .b = part.words,

@@ -1,22 +1,19 @@
-// y = x W^T on AMX tiles: bf16 times bf16, sums in f32. Level amx only.
+// y = x W^T by bf16 tiles (tile_block.h): bf16 times bf16, sums in f32.
 //
-// Tiles: A is 16 rows of x times 32 columns; B is 32 columns times 16 rows of W with the columns in
-// pairs (the layout of tdpbf16ps: row i of B holds, per row of W, columns 2i and 2i + 1); C is 16 x
-// 16 f32. x is rounded to bf16 into A tiles once per op, each weight once when it is decoded, both
-// to nearest even.
-// - Up to 64 rows of x, where decoding costs more than multiplying: threads take panels one by one
-//   and multiply every B tile as soon as it is decoded (16 rows: 1.2 times faster than below).
-// - More: threads take pairs of panels, decode both whole into the worker's scratch (96 KB for 1536
-//   columns, stays in L2), then pass over all rows of x in blocks of 32 with four C, two A and two
-//   B tiles in registers: one tile load per product.
+// B tiles are 32 columns of 16 rows of W, the columns in pairs. x is rounded to bf16 into A tiles
+// once per op, each weight once when it is decoded, both to nearest even.
+// - AMX, up to 64 rows of x, where decoding costs more than multiplying: threads take panels one by
+//   one and multiply every B tile as soon as it is decoded (16 rows: 1.2 times faster than below).
+// - Else: threads take pairs of panels, decode both whole into the worker's scratch (96 KB for 1536
+//   columns, stays in L2), then pass over all rows of x in blocks of 32.
 #include "kernels/cpu/linear.h"
 
-#if defined(__AMX_BF16__)
+#if defined(__AVX512BF16__)
 
 #include <cstring>
 
-#include "kernels/cpu/amx.h"
 #include "kernels/cpu/block_format.h"
+#include "kernels/cpu/tile_block.h"
 #include "kernels/cpu/vec.h"
 
 namespace metattn::cpu::METATTN_ISA {
@@ -24,8 +21,10 @@ namespace {
 
 constexpr std::int64_t kTile = 1024;  // bytes of a tile
 constexpr std::int64_t kPair = 2;     // panels a thread takes
-constexpr int kFewTiles = 4;          // of rows of x: up to here decoding is the larger part
-static_assert(kTileSide == kLanes && kGroup == 2 * kTileSide);
+#if defined(__AMX_BF16__)
+constexpr int kFewTiles = 4;  // of rows of x: up to here decoding is the larger part
+#endif
+static_assert(kGroup == 2 * kTileSide);
 
 // Lanes of columns c (low) and c + 1 (high) as one row of B.
 METATTN_INLINE void StorePairs(F32v low, F32v high, std::byte* to) {
@@ -128,33 +127,14 @@ void StoreTile(const LinearJob& job, const Panel& panel, std::int64_t row, const
 
 // Products of one or two row tiles (kRowTiles) with a pair of decoded panels: c[row tile][panel].
 template <int kRowTiles>
-METATTN_INLINE void MultiplyPair(const std::byte* a, const std::byte* b, std::int64_t steps,
-                                 Tile (&c)[2][kPair]) {
-  const std::int64_t next = steps * kTile;  // from one row tile or panel to the next
-  _tile_zero(0);
-  _tile_zero(1);
-  if constexpr (kRowTiles == 2) {
-    _tile_zero(2);
-    _tile_zero(3);
-  }
-  for (std::int64_t k = 0; k < steps; ++k, a += kTile, b += kTile) {
-    _tile_loadd(4, a, 64);
-    _tile_loadd(6, b, 64);
-    _tile_loadd(7, b + next, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    if constexpr (kRowTiles == 2) {
-      _tile_loadd(5, a + next, 64);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
-    }
-  }
-  _tile_stored(0, c[0][0], 64);
-  _tile_stored(1, c[0][1], 64);
-  if constexpr (kRowTiles == 2) {
-    _tile_stored(2, c[1][0], 64);
-    _tile_stored(3, c[1][1], 64);
-  }
+METATTN_INLINE void MultiplyPair(const std::byte* a, const std::byte* b, const Shape& shape,
+                                 std::int64_t rows, Tile (&c)[2][kPair]) {
+  const std::int64_t next = shape.column_tiles * kTile;  // from one row tile or panel to the next
+  const auto step = [&](std::int64_t k) -> TileStep { return {a + k * kTile, b + k * kTile}; };
+  constexpr std::int64_t kFloats = kTileSide * kTileSide;
+  MultiplyTiles<kRowTiles, kPair, false>({64, next, 64, next}, shape.column_tiles, step,
+                                         static_cast<int>(Smaller<std::int64_t>(rows, kLanes * 2)),
+                                         {c[0][0][0], kTileSide, kFloats, kPair * kFloats});
 }
 
 // Many rows: decodes both panels whole, then passes over all rows.
@@ -169,16 +149,19 @@ void ManyRows(const LinearJob& job, const Shape& shape, const std::byte* a,
   alignas(64) Tile c[2][kPair];
   for (std::int64_t tile = 0; tile < shape.row_tiles; tile += 2) {
     const bool two = tile + 1 < shape.row_tiles;
+    const std::int64_t rows = job.tokens - tile * kTileSide;
     if (two) {
-      MultiplyPair<2>(a + tile * next, b, shape.column_tiles, c);
+      MultiplyPair<2>(a + tile * next, b, shape, rows, c);
     } else {
-      MultiplyPair<1>(a + tile * next, b, shape.column_tiles, c);
+      MultiplyPair<1>(a + tile * next, b, shape, rows, c);
     }
     for (int i = 0; i < (two ? 2 : 1); ++i) {
       for (int p = 0; p < kPair; ++p) StoreTile(job, panels[p], (tile + i) * kTileSide, c[i][p]);
     }
   }
 }
+
+#if defined(__AMX_BF16__)
 
 // Few rows (up to kFewTiles tiles of them): each B tile is multiplied as soon as it is decoded, so
 // that the tile unit works beside the decoding.
@@ -234,6 +217,8 @@ void FewRows(const LinearJob& job, const Shape& shape, const std::byte* a, const
   for (int i = 0; i < shape.row_tiles; ++i) StoreTile(job, panel, i * kTileSide, c[i]);
 }
 
+#endif
+
 }  // namespace
 
 void LinearTiles(const LinearJob& job, OpContext& context) {
@@ -242,24 +227,24 @@ void LinearTiles(const LinearJob& job, OpContext& context) {
   shape.column_tiles = (shape.cols + kGroup - 1) / kGroup;
   shape.row_tiles = (job.tokens + kTileSide - 1) / kTileSide;
   const std::byte* a = RoundActivations(job, shape, context);
-  const bool few = shape.row_tiles <= kFewTiles;
   const auto pair_bytes = static_cast<std::size_t>(kPair * shape.column_tiles * kTile);
   const auto body = [&](std::int64_t begin, std::int64_t end, int worker) {
-    ConfigureTiles();
-    if (few) {
+    const TileScope tiles(true);
+#if defined(__AMX_BF16__)
+    if (shape.row_tiles <= kFewTiles) {
       for (std::int64_t p = begin; p < end; ++p) FewRows(job, shape, a, FindPanel(job.weight, p));
-    } else {
-      const Panel panels[kPair] = {
-          FindPanel(job.weight, begin),
-          begin + 1 < end ? FindPanel(job.weight, begin + 1) : Panel{},
-      };
-      ManyRows(job, shape, a, panels, context.scratch.Worker(worker, pair_bytes));
+      return;
     }
-    _tile_release();
+#endif
+    const Panel panels[kPair] = {
+        FindPanel(job.weight, begin),
+        begin + 1 < end ? FindPanel(job.weight, begin + 1) : Panel{},
+    };
+    ManyRows(job, shape, a, panels, context.scratch.Worker(worker, pair_bytes));
   };
   context.pool.ParallelFor(job.weight.panels(), kPair, body);
 }
 
 }  // namespace metattn::cpu::METATTN_ISA
 
-#endif  // __AMX_BF16__
+#endif  // __AVX512BF16__

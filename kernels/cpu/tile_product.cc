@@ -1,8 +1,8 @@
 #include "kernels/cpu/tile_product.h"
 
-#if defined(__AMX_BF16__)
+#if defined(__AVX512BF16__)
 
-#include "kernels/cpu/amx.h"
+#include "kernels/cpu/tile_block.h"
 
 namespace metattn::cpu::METATTN_ISA {
 namespace {
@@ -10,42 +10,22 @@ namespace {
 // One or two tiles of rows by one or two of columns.
 template <int kRows, int kColumns>
 METATTN_INLINE void Block(const TileOperands& x, int row, int column) {
-  const std::int64_t a_stride = x.a_stride * 2, b_stride = x.b_stride * 4,
-                     c_stride = x.c_stride * 4;
-  float* c = x.c + row * x.c_stride + column;
-  float* below = c + kTileSide * x.c_stride;
-  if (x.add) {
-    _tile_loadd(0, c, c_stride);
-    if constexpr (kColumns == 2) _tile_loadd(1, c + kTileSide, c_stride);
-    if constexpr (kRows == 2) _tile_loadd(2, below, c_stride);
-    if constexpr (kRows == 2 && kColumns == 2) _tile_loadd(3, below + kTileSide, c_stride);
-  } else {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-  }
+  const TileStrides by = {x.a_stride * 2, kTileSide * x.a_stride * 2, x.b_stride * 4,
+                          kTileSide * 4};
+  const TileSums sums = {x.c + row * x.c_stride + column, x.c_stride, kTileSide,
+                         kTileSide * x.c_stride};
   const std::uint16_t* a = x.a + row * x.a_stride;
   const std::uint32_t* b = x.b + column;
-  for (int k = 0; k < x.depth;
-       k += 2 * kTileSide, a += 2 * kTileSide, b += kTileSide * x.b_stride) {
-    _tile_loadd(4, a, a_stride);
-    _tile_loadd(6, b, b_stride);
-    _tile_dpbf16ps(0, 4, 6);
-    if constexpr (kColumns == 2) {
-      _tile_loadd(7, b + kTileSide, b_stride);
-      _tile_dpbf16ps(1, 4, 7);
-    }
-    if constexpr (kRows == 2) {
-      _tile_loadd(5, a + kTileSide * x.a_stride, a_stride);
-      _tile_dpbf16ps(2, 5, 6);
-      if constexpr (kColumns == 2) _tile_dpbf16ps(3, 5, 7);
-    }
+  const auto step = [&](std::int64_t k) -> TileStep {
+    return {a + k * 2 * kTileSide, b + k * kTileSide * x.b_stride};
+  };
+  const std::int64_t steps = x.depth / (2 * kTileSide);
+  constexpr int kAll = kRows * kTileSide;
+  if (x.add) {
+    MultiplyTiles<kRows, kColumns, true>(by, steps, step, kAll, sums);
+  } else {
+    MultiplyTiles<kRows, kColumns, false>(by, steps, step, kAll, sums);
   }
-  _tile_stored(0, c, c_stride);
-  if constexpr (kColumns == 2) _tile_stored(1, c + kTileSide, c_stride);
-  if constexpr (kRows == 2) _tile_stored(2, below, c_stride);
-  if constexpr (kRows == 2 && kColumns == 2) _tile_stored(3, below + kTileSide, c_stride);
 }
 
 template <int kRows>
@@ -59,7 +39,6 @@ METATTN_INLINE void RowsBlock(const TileOperands& x, int row) {
 }  // namespace
 
 void TileProduct(const TileOperands& x) {
-  StoresBeforeTileLoads();
   int row = 0;
   for (; row + 2 * kTileSide <= x.rows; row += 2 * kTileSide) RowsBlock<2>(x, row);
   if (row < x.rows) RowsBlock<1>(x, row);
@@ -84,4 +63,4 @@ void NarrowPair(const float* low, const float* high, int count, std::uint32_t* t
 
 }  // namespace metattn::cpu::METATTN_ISA
 
-#endif  // __AMX_BF16__
+#endif  // __AVX512BF16__

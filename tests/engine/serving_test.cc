@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "tests/engine/serving_support.h"
+#include "tests/support/isa_levels.h"
 #include "tests/support/model_runner.h"
 #include "tests/support/status_matchers.h"
 
@@ -29,7 +30,7 @@ LocalServerOptions OptionsFor(const std::string& isa) {
 // The level whose many-row kernels round activations to bf16 has the coarser format; in
 // deterministic mode it does not use them.
 double RoundingOf(const LocalServerOptions& o) {
-  return o.isa == "amx" && !o.deterministic ? kBf16Rounding : kF32Rounding;
+  return testing::RoundsToBf16(o.isa) && !o.deterministic ? kBf16Rounding : kF32Rounding;
 }
 
 double BoundOf(const LocalServerOptions& o, std::span<const std::int32_t> tokens) {
@@ -83,7 +84,8 @@ class EveryIsa : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(EveryIsa, AnswersAgreeWithinTheBoundWhateverTheBatchChunksAndReuse) {
   LocalServerOptions options = OptionsFor(GetParam());
-  const bool tiles = GetParam() == "amx";  // the others have one kernel for all row counts
+  const bool tiles =
+      testing::RoundsToBf16(GetParam());  // the others have one kernel for all row counts
   const Yardstick y = Measure(options, tiles ? 6 : 2);
   Agreement agreement;
   for (int budget : {16, 64, 512}) {

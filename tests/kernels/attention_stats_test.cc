@@ -125,8 +125,8 @@ TEST_P(AttentionStatsTest, ThePartialsAreTheSameBitsWithAndWithoutStatistics) {
   }
 }
 
-// As attention_test.cc's test of the same: on AMX rows of few and of many are rounded differently
-// unless deterministic; never by threads.
+// As attention_test.cc's test of the same: with bf16 products rows of few and of many are rounded
+// differently unless deterministic; never by threads.
 TEST_P(AttentionStatsTest, StatisticsDoNotDependOnBatchChunkingOrThreads) {
   Rig rig(GetParam());
   const AttentionShape shape = {

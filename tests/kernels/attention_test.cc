@@ -151,7 +151,8 @@ TEST_P(AttentionTest, FarLeavesRowsOutsideTheListAlone) {
   }
 }
 
-// On AMX rows of few and of many are rounded differently unless deterministic; never by threads.
+// With bf16 products rows of few and of many are rounded differently unless deterministic; never by
+// threads.
 TEST_P(AttentionTest, RowsDoNotDependOnBatchChunkingOrThreads) {
   Rig rig(GetParam());
   AttentionShape shape = {

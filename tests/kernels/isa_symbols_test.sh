@@ -9,7 +9,7 @@ shift
 [ $# -gt 0 ] || { echo "no objects given"; exit 1; }
 bad=0
 for object in "$@"; do
-  level=$(printf '%s' "$object" | sed -n 's/.*metattn_cpu_\([a-z0-9]*\)\.dir.*/\1/p')
+  level=$(printf '%s' "$object" | sed -n 's/.*metattn_cpu_\([a-z0-9_]*\)\.dir.*/\1/p')
   [ -n "$level" ] || { echo "$object: not an object of a level"; exit 1; }
   mark="7metattn3cpu${#level}${level}"
   # Defined (T, D, B, R, V, W, u ...: global or weak), compiler's own excluded.

@@ -288,7 +288,8 @@ std::vector<LinearCase> SteppedCases() {
   };
 }
 
-// On AMX rows of few and of many are rounded differently unless deterministic; states never are.
+// With bf16 products rows of few and of many are rounded differently unless deterministic; states
+// never are.
 TEST_P(LinearAttentionTest, StatesAndRowsDoNotDependOnStepsOrThreads) {
   Rig rig(GetParam());
   for (const LinearCase& shape : ForThisRun(SteppedCases())) {

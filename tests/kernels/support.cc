@@ -28,7 +28,7 @@ std::vector<BackendParam> Backends() {
   std::vector<BackendParam> backends = {{"ref", "", 1, false}};
   for (std::string_view isa : cpu::AvailableIsas()) {
     for (int threads : {1, 3}) backends.push_back({"cpu", std::string(isa), threads, false});
-    if (isa == "amx") backends.push_back({"cpu", std::string(isa), 1, true});
+    if (RoundsToBf16(isa)) backends.push_back({"cpu", std::string(isa), 1, true});
   }
   return backends;
 }

@@ -14,6 +14,7 @@
 
 #include "kernels/cuda_backend.h"
 #include "kernels/kernels.h"
+#include "tests/support/isa_levels.h"
 
 namespace metattn::testing {
 
@@ -35,7 +36,7 @@ struct BackendParam {
 // Where the cuda backend is linked in (the program that runs it in emulation) that one, also
 // deterministic. Elsewhere
 // ref, and every instruction set of cpu that this machine has, with one and with three threads;
-// amx, which rounds factors to bf16 unless it must not, deterministic too.
+// those that round factors to bf16 unless they must not, deterministic too.
 std::vector<BackendParam> Backends();
 
 // A backend under test with helpers that move vectors; owns every buffer it hands out.
@@ -46,8 +47,8 @@ class Rig {
   Kernels& kernels() { return *kernels_; }
   Stream& stream() { return *stream_; }
   bool is_ref() const { return kernels_->name() == "ref"; }
-  // Whether the backend may round factors to bf16: everywhere (AMX); in Linear.
-  bool rounds_factors() const { return kernels_->isa() == "amx" && !deterministic_; }
+  // Whether the backend may round factors to bf16: everywhere; in Linear.
+  bool rounds_factors() const { return RoundsToBf16(kernels_->isa()) && !deterministic_; }
   bool rounds_in_linear() const { return rounds_factors() || (is_cuda() && !deterministic_); }
   // And phi(k), phi(q) and S in linear attention.
   bool rounds_features() const { return rounds_factors() || is_cuda(); }

@@ -136,7 +136,7 @@ TEST_P(ShadowCheckTest, ErrorsAreThoseOfTheDefinition) {
   }
   const std::vector<ShadowErrors> errors = Step(PlanOf({0, 2}), outputs);
   ASSERT_EQ(errors.size(), kLayers);
-  // Rounding of the full output: AMX rounds probabilities to bf16, the others are far below.
+  // Rounding of the full output: bf16 products round probabilities, the others are far below.
   const double rounding = rig_.rounds_factors() ? 2 * kBf16 : 1e-5;
   EXPECT_NEAR(errors[0].sum, 0.02 + 0.3, 2 * rounding);
   EXPECT_NEAR(errors[1].sum, near_only, 2 * rounding);

@@ -1,4 +1,4 @@
-// Attention of a span (256 tokens) on AMX tiles, 32 query vectors at a time.
+// Attention of a span (256 tokens) by bf16 tiles (tile_block.h), 32 query vectors at a time.
 //
 // Pages are operands as they lie: K is [D / 2][64 tokens][2], so 16 lines of it, 16 tokens wide,
 // are the B tile of S = Q K^T; V is [32][D][2 tokens], so 16 lines, 16 dims wide, are that of
@@ -16,15 +16,15 @@
 // only some tokens are read, V is copied and the others made zero, because 0 * NaN is not 0. In K
 // each token is a column of its own, whose scores are masked. Every C element is one chain over
 // tokens in order, and masked tokens add zeros, so a row does not depend on its neighbours.
-#include "kernels/cpu/attention_amx.h"
+#include "kernels/cpu/attention_bf16.h"
 
-#if defined(__AMX_BF16__)
+#if defined(__AVX512BF16__)
 
 #include <cstdint>
 
-#include "kernels/cpu/amx.h"
 #include "kernels/cpu/attention_stats.h"
 #include "kernels/cpu/pages.h"
+#include "kernels/cpu/tile_block.h"
 #include "kernels/cpu/vec.h"
 
 namespace metattn::cpu::METATTN_ISA {
@@ -34,7 +34,6 @@ constexpr int kBlock = 2 * kTileSide;  // queries at a time
 constexpr int kPages = kSpanTokens / kBlockTokens;
 constexpr float kLog2E = 1.44269504088896341f;
 constexpr float kLn2 = 0.69314718055994531f;
-static_assert(kTileSide == kLanes);
 
 METATTN_INLINE std::int64_t RoundedQueries(const AttentionPlan& plan, int group) {
   return (std::int64_t{plan.max_rows} * group + kTileSide - 1) / kTileSide * kTileSide;
@@ -55,7 +54,7 @@ METATTN_INLINE F32v Exp2(F32v x) {
 
 }  // namespace
 
-AmxSpans::AmxSpans(const AttentionPlan& plan, const AttentionTask& task, std::byte* scratch)
+Bf16Spans::Bf16Spans(const AttentionPlan& plan, const AttentionTask& task, std::byte* scratch)
     : plan_(plan), task_(task), dim_(task.pages.head_dim) {
   s_ = reinterpret_cast<float*>(scratch);
   v_ = reinterpret_cast<std::uint32_t*>(s_ + 2 * kChunks * kChunkFloats);
@@ -63,14 +62,14 @@ AmxSpans::AmxSpans(const AttentionPlan& plan, const AttentionTask& task, std::by
   masks_ = reinterpret_cast<std::uint64_t*>(q_ + RoundedQueries(plan, task.group) * dim_);
 }
 
-std::size_t AmxSpans::Bytes(const AttentionPlan& plan, const AttentionTask& task) {
+std::size_t Bf16Spans::Bytes(const AttentionPlan& plan, const AttentionTask& task) {
   const std::int64_t dim = task.pages.head_dim;
   return static_cast<std::size_t>((2 * kChunks * kChunkFloats + kChunks * kTileSide * dim) * 4 +
                                   RoundedQueries(plan, task.group) * dim * 2 +
                                   std::int64_t{plan.max_rows} * kPages * 8);
 }
 
-void AmxSpans::RoundQuery(const float* q, int query) {
+void Bf16Spans::RoundQuery(const float* q, int query) {
   std::uint16_t* to = q_ + std::int64_t{query} * dim_;
   for (int d = 0; d < dim_; d += 2 * kLanes) {
     __m512i both = _mm512_setzero_si512();
@@ -80,7 +79,8 @@ void AmxSpans::RoundQuery(const float* q, int query) {
 }
 
 // A copy of a chunk's V with only `tokens` of it, the others zero.
-const std::uint32_t* AmxSpans::MaskValues(const std::uint32_t* v, std::uint32_t tokens, int index) {
+const std::uint32_t* Bf16Spans::MaskValues(const std::uint32_t* v, std::uint32_t tokens,
+                                           int index) {
   std::uint32_t* copy = v_ + std::int64_t{index} * kTileSide * dim_;
   for (int pair = 0; pair < kTileSide; ++pair, tokens >>= 2) {
     const std::uint32_t halves = (tokens & 1 ? 0xffffu : 0) | (tokens & 2 ? 0xffff0000u : 0);
@@ -92,7 +92,7 @@ const std::uint32_t* AmxSpans::MaskValues(const std::uint32_t* v, std::uint32_t 
   return copy;
 }
 
-void AmxSpans::FindChunks(const Tile& tile, int span) {
+void Bf16Spans::FindChunks(const Tile& tile, int span) {
   std::uint64_t any[kPages] = {};
   for (int r = 0; r < tile.rows; ++r) {
     const RowRange& range = plan_.ranges[tile.first_range + r];
@@ -118,42 +118,23 @@ void AmxSpans::FindChunks(const Tile& tile, int span) {
 
 // Scores of one or two tiles of queries with all chunks.
 template <int kRowTiles>
-void AmxSpans::Scores(const std::uint16_t* q) {
-  const std::int64_t q_stride = dim_ * 2, k_stride = kBlockTokens * 4;
+void Bf16Spans::Scores(const std::uint16_t* q) {
+  const TileStrides by = {dim_ * 2, kTileSide * dim_ * 2, kBlockTokens * 4, kTileSide * 4};
   float* s = s_;
   for (int c = 0; c < count_; ++c, s += kChunkFloats) {
-    _tile_zero(0);
-    _tile_zero(1);
-    if constexpr (kRowTiles == 2) {
-      _tile_zero(2);
-      _tile_zero(3);
-    }
-    const std::uint32_t* k = chunks_[c].k;
-    for (int d = 0; d < dim_; d += kBlock, k += kTileSide * kBlockTokens) {
-      _tile_loadd(4, q + d, q_stride);
-      _tile_loadd(6, k, k_stride);
-      _tile_loadd(7, k + kTileSide, k_stride);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_dpbf16ps(1, 4, 7);
-      if constexpr (kRowTiles == 2) {
-        _tile_loadd(5, q + kTileSide * dim_ + d, q_stride);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-      }
-    }
-    _tile_stored(0, s, 64);
-    _tile_stored(1, s + kTileSide * kTileSide, 64);
-    if constexpr (kRowTiles == 2) {
-      float* second = s + kChunks * kChunkFloats;
-      _tile_stored(2, second, 64);
-      _tile_stored(3, second + kTileSide * kTileSide, 64);
-    }
+    const std::uint32_t* const k = chunks_[c].k;
+    const auto step = [&](std::int64_t i) -> TileStep {
+      return {q + i * kBlock, k + i * kTileSide * kBlockTokens};
+    };
+    MultiplyTiles<kRowTiles, 2, false>(
+        by, dim_ / kBlock, step, kRowTiles * kTileSide,
+        {s, kTileSide, kTileSide * kTileSide, kChunks * kChunkFloats});
   }
 }
 
 // Log-sum-exp of the sinks for the queries of one tile, `first` and on. A row that reads the sinks
 // reads all of them, so the first chunks are theirs.
-void AmxSpans::Sinks(int first, const SpanSums& out) {
+void Bf16Spans::Sinks(int first, const SpanSums& out) {
   const float* s = s_ + first / kTileSide % 2 * kChunks * kChunkFloats;
   F32v lse = Set(kMinusInfinity);
   for (int begin = 0; begin < sinks_; begin += kTileSide, s += kTileSide * kTileSide) {
@@ -166,7 +147,7 @@ void AmxSpans::Sinks(int first, const SpanSums& out) {
 // Turns the scores of one query into bf16 probabilities, m and the lanes of l; with statistics the
 // lanes of t.
 template <bool kStats>
-void AmxSpans::Softmax(int query, const SpanSums& out) {
+void Bf16Spans::Softmax(int query, const SpanSums& out) {
   float* const s =
       s_ + query / kTileSide % 2 * kChunks * kChunkFloats + query % kTileSide * kTileSide;
   const auto* bits = reinterpret_cast<const std::uint32_t*>(masks_ + query / task_.group * kPages);
@@ -218,42 +199,19 @@ void AmxSpans::Softmax(int query, const SpanSums& out) {
 
 // O of one or two tiles of queries.
 template <int kRowTiles>
-void AmxSpans::Values(float* o) {
-  const std::int64_t o_stride = dim_ * 4, v_stride = dim_ * 4;
+void Bf16Spans::Values(float* o) {
+  const TileStrides by = {kTileSide * 4, kChunks * kChunkFloats * 4, dim_ * 4, kTileSide * 4};
   for (int d = 0; d < dim_; d += kBlock) {
-    _tile_zero(0);
-    _tile_zero(1);
-    if constexpr (kRowTiles == 2) {
-      _tile_zero(2);
-      _tile_zero(3);
-    }
-    const float* p = s_;
-    for (int c = 0; c < count_; ++c, p += kChunkFloats) {
-      const std::uint32_t* v = chunks_[c].v + d;
-      _tile_loadd(4, p, 64);
-      _tile_loadd(6, v, v_stride);
-      _tile_loadd(7, v + kTileSide, v_stride);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_dpbf16ps(1, 4, 7);
-      if constexpr (kRowTiles == 2) {
-        _tile_loadd(5, p + kChunks * kChunkFloats, 64);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-      }
-    }
-    _tile_stored(0, o + d, o_stride);
-    _tile_stored(1, o + d + kTileSide, o_stride);
-    if constexpr (kRowTiles == 2) {
-      float* second = o + std::int64_t{kTileSide} * dim_ + d;
-      _tile_stored(2, second, o_stride);
-      _tile_stored(3, second + kTileSide, o_stride);
-    }
+    const auto step = [&](std::int64_t c) -> TileStep {
+      return {s_ + c * kChunkFloats, chunks_[c].v + d};
+    };
+    MultiplyTiles<kRowTiles, 2, false>(by, count_, step, kRowTiles * kTileSide,
+                                       {o + d, dim_, kTileSide, std::int64_t{kTileSide} * dim_});
   }
 }
 
 template <int kRowTiles, bool kStats>
-void AmxSpans::Block(int first, const SpanSums& out) {
-  StoresBeforeTileLoads();
+void Bf16Spans::Block(int first, const SpanSums& out) {
   Scores<kRowTiles>(q_ + std::int64_t{first} * dim_);
   if constexpr (kStats) {
     for (int tile = 0; tile < kRowTiles; ++tile) Sinks(first + tile * kTileSide, out);
@@ -261,11 +219,10 @@ void AmxSpans::Block(int first, const SpanSums& out) {
   for (int query = first; query < Smaller(first + kRowTiles * kTileSide, queries_); ++query) {
     Softmax<kStats>(query, out);
   }
-  StoresBeforeTileLoads();
   Values<kRowTiles>(out.o + std::int64_t{first} * dim_);
 }
 
-void AmxSpans::Run(const Tile& tile, int span, const SpanSums& out) {
+void Bf16Spans::Run(const Tile& tile, int span, const SpanSums& out) {
   FindChunks(tile, span);
   sinks_ = SinksIn(task_.rows.sinks, span, kSpanTokens);
   const bool stats = out.t != nullptr;
@@ -280,4 +237,4 @@ void AmxSpans::Run(const Tile& tile, int span, const SpanSums& out) {
 
 }  // namespace metattn::cpu::METATTN_ISA
 
-#endif  // __AMX_BF16__
+#endif  // __AVX512BF16__

@@ -1,23 +1,23 @@
-// Spans of a tile of query rows on AMX: bf16 products, f32 sums and softmax. Level amx only.
+// Spans of a tile of query rows with bf16 products, f32 sums and softmax, on levels that have them.
 //
 // q and the probabilities are rounded to bf16, so a row's bits depend on whether its tile had
-// enough query vectors to come here (kAmxQueries), but neither on its neighbours in the tile nor on
-// the thread. Borrows plan, task and scratch. One caller per object, with tiles configured (amx.h).
-// No errors. Cost: see attention_amx.cc. Scratch: Bytes().
+// enough query vectors to come here (kBf16Queries), but neither on its neighbours in the tile nor
+// on the thread. Borrows plan, task and scratch. One caller per object, in a TileScope. No errors.
+// Cost: see attention_bf16.cc. Scratch: Bytes().
 #pragma once
 
 #include "kernels/cpu/attention_tile.h"
 
 namespace metattn::cpu::METATTN_ISA {
 
-// With fewer query vectors a tile of AMX would be mostly padding.
-inline constexpr int kAmxQueries = 16;
+// With fewer query vectors a tile would be mostly padding.
+inline constexpr int kBf16Queries = 16;
 // Of a tile at most, unless a row has more: three blocks of 32; each page is read once for them.
-inline constexpr int kAmxTileQueries = 96;
+inline constexpr int kBf16TileQueries = 96;
 
-// Whether attention may use AMX; the bits of a head's rows stay those of f32 otherwise.
-METATTN_INLINE bool AmxAttention(const OpContext& context, int head_dim, float scale) {
-#if defined(__AMX_BF16__)
+// Whether attention may round to bf16; the bits of a head's rows stay those of f32 otherwise.
+METATTN_INLINE bool Bf16Attention(const OpContext& context, int head_dim, float scale) {
+#if defined(__AVX512BF16__)
   return !context.deterministic && head_dim % 32 == 0 && scale > 0.0f;
 #else
   static_cast<void>(context);
@@ -27,7 +27,7 @@ METATTN_INLINE bool AmxAttention(const OpContext& context, int head_dim, float s
 #endif
 }
 
-#if defined(__AMX_BF16__)
+#if defined(__AVX512BF16__)
 
 // Where a span's partials go; arrays have room for the tile's queries rounded up to 16.
 struct SpanSums {
@@ -38,9 +38,9 @@ struct SpanSums {
   float* sink;  // [Q]: log-sum-exp of the sinks in the span; with statistics only
 };
 
-class AmxSpans {
+class Bf16Spans {
  public:
-  AmxSpans(const AttentionPlan& plan, const AttentionTask& task, std::byte* scratch);
+  Bf16Spans(const AttentionPlan& plan, const AttentionTask& task, std::byte* scratch);
 
   static std::size_t Bytes(const AttentionPlan& plan, const AttentionTask& task);
 
@@ -90,6 +90,6 @@ class AmxSpans {
   std::uint64_t* masks_;  // [rows][pages of a span]: which tokens a row reads
 };
 
-#endif  // __AMX_BF16__
+#endif  // __AVX512BF16__
 
 }  // namespace metattn::cpu::METATTN_ISA
