@@ -200,6 +200,16 @@ class Kernels {
   virtual void LinearAbsorb(const LinearAbsorbArgs& args, Stream& stream) = 0;
   virtual void LinearOdds(const LinearOddsArgs& args, Stream& stream) = 0;
   virtual void FarLinear(const FarLinearArgs& args, Stream& stream) = 0;
+  // Pairs that do not wait for one another, with the results of one after the other: Near, then
+  // LinearOdds of its partial; FarFull, then FarLinear of lists without a row in common.
+  virtual void NearAndOdds(const NearArgs& near, const LinearOddsArgs& odds, Stream& stream) {
+    Near(near, stream);
+    LinearOdds(odds, stream);
+  }
+  virtual void Far(const FarFullArgs& full, const FarLinearArgs& linear, Stream& stream) {
+    FarFull(full, stream);
+    FarLinear(linear, stream);
+  }
   virtual void Control(const ControlArgs& args, Stream& stream) = 0;
   virtual void Mix(const MixArgs& args, Stream& stream) = 0;
   virtual void Dispatch(const DispatchArgs& args, Stream& stream) = 0;

@@ -2,7 +2,7 @@
 // section 3).
 //
 // Notation as in kernels.h; f features of a key or query, R width of the controller's hidden layer,
-// N scalars per KV head. A step runs, per layer: Near, LinearAbsorb, LinearOdds, Control, Compact
+// N scalars per KV head. A step runs, per layer: LinearAbsorb, Near, LinearOdds, Control, Compact
 // per mechanism, FarFull, FarLinear, Normalize; with mixtures Mix before, between and after the far
 // ops. Without a controller the three linear ops and Control are left out.
 #pragma once

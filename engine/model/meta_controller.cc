@@ -242,19 +242,20 @@ LinearShape MetaController::Shape(int layer, const Inputs& in) const {
           .w_k = layers_[static_cast<std::size_t>(layer)].w_k};
 }
 
-void MetaController::Odds(int index, const Inputs& in, Stream& stream) {
+void MetaController::Absorb(int index, const Inputs& in, Stream& stream) {
+  kernels_->LinearAbsorb({Shape(index, in)}, stream);
+}
+
+LinearOddsArgs MetaController::OddsArgs(int index, const Inputs& in) const {
   const Layer& layer = layers_[static_cast<std::size_t>(index)];
-  const LinearShape shape = Shape(index, in);
-  kernels_->LinearAbsorb({shape}, stream);
-  kernels_->LinearOdds({.shape = shape,
-                        .w_q = layer.w_q,
-                        .log_gain = layer.log_gain,
-                        .kappa = layer.kappa,
-                        .q = in.q,
-                        .near = in.near,
-                        .phi_q = {&phi_q_},
-                        .lse_far = {&lse_far_}},
-                       stream);
+  return {.shape = Shape(index, in),
+          .w_q = layer.w_q,
+          .log_gain = layer.log_gain,
+          .kappa = layer.kappa,
+          .q = in.q,
+          .near = in.near,
+          .phi_q = {&phi_q_},
+          .lse_far = {&lse_far_}};
 }
 
 void MetaController::Decide(int index, const Inputs& in, View decisions, Stream& stream) {
@@ -299,19 +300,13 @@ void MetaController::Decide(int index, const Inputs& in, View decisions, Stream&
   marks_.emplace_back(begin, stream.Mark());
 }
 
-void MetaController::FarLinear(int index, const Inputs& in, const WorkList& list, Stream& stream) {
-  kernels_->FarLinear({.shape = Shape(index, in),
-                       .phi_q = {&phi_q_},
-                       .lse_far = {&lse_far_},
-                       .list = list,
-                       .partial = in.near,
-                       .alone = spec_.linear_all},
-                      stream);
-}
-
-void MetaController::FollowOnly(int index, const Inputs& in, const WorkList& none, Stream& stream) {
-  kernels_->LinearAbsorb({Shape(index, in)}, stream);
-  FarLinear(index, in, none, stream);
+FarLinearArgs MetaController::LinearArgs(int index, const Inputs& in, const WorkList& list) const {
+  return {.shape = Shape(index, in),
+          .phi_q = {&phi_q_},
+          .lse_far = {&lse_far_},
+          .list = list,
+          .partial = in.near,
+          .alone = spec_.linear_all};
 }
 
 }  // namespace metattn

@@ -54,15 +54,15 @@ class MetaController {
   void EndStep(const StepPlan& plan, Stream& stream);
   // The stream's marks around projections and decisions since BeginStep.
   const std::vector<std::pair<int, int>>& marks() const { return marks_; }
-  // Advances the states to the step's first rows and computes what linear attention would weigh.
-  void Odds(int layer, const Inputs& in, Stream& stream);
-  // After Odds: [T, H] u8.
+  // Advances the states to the step's first rows: first of all.
+  void Absorb(int layer, const Inputs& in, Stream& stream);
+  // What linear attention would weigh.
+  LinearOddsArgs OddsArgs(int layer, const Inputs& in) const;
+  // With the odds: [T, H] u8.
   void Decide(int layer, const Inputs& in, View decisions, Stream& stream);
-  // Merges linear attention into the listed rows; leaves the states at the step's last rows.
-  void FarLinear(int layer, const Inputs& in, const WorkList& list, Stream& stream);
-
-  // Without decisions: the states follow all the same, because a later token may be routed.
-  void FollowOnly(int layer, const Inputs& in, const WorkList& none, Stream& stream);
+  // Merges linear attention into the listed rows; leaves the states at the step's last rows, also
+  // without decisions, because a later token may be routed.
+  FarLinearArgs LinearArgs(int layer, const Inputs& in, const WorkList& list) const;
 
   // U per (layer, row, KV head) of the step so far, [layers, T, H] f32; zero where not routed.
   View uncertainty() const { return View{&uncertainty_}; }

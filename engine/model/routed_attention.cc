@@ -174,10 +174,9 @@ absl::Status RoutedAttention::BeginStep(const StepBatch& batch, Stream& stream) 
   return absl::OkStatus();
 }
 
-void RoutedAttention::Decide(int layer, const StepBatch& batch, const Io& io, Stream& stream) {
+void RoutedAttention::Decide(int layer, const StepBatch& batch, const MetaController::Inputs& in,
+                             Stream& stream) {
   const View decisions = Decisions(layer, batch);
-  const MetaController::Inputs in = ControllerInputs(layer, batch, io);
-  if (NeedsOdds(batch)) controller_->Odds(layer, in, stream);
   if (shape_.source != nullptr) return;  // BeginStep has copied them in
   if (batch.needs_controller()) {
     controller_->Decide(layer, in, decisions, stream);
@@ -200,36 +199,44 @@ void RoutedAttention::Mix(Mechanism step, int layer, const StepBatch& batch, Str
                 stream);
 }
 
-absl::Status RoutedAttention::Full(int layer, const StepBatch& batch, Stream& stream) {
-  const AttentionRows& rows = batch.rows();
-  const float scale = 1.0f / std::sqrt(static_cast<float>(config_->head_dim));
-  const WorkList full = List(Mechanism::kFull);
-  const bool helped = shape_.helpers != nullptr && shape_.helpers->active();
-  const FarHelpers::Work work = {{&q_}, full, partial()};
-  kernels_->Compact(
-      {rows, shape_.heads, Mechanism::kFull, Mixes(batch), Decisions(layer, batch), full}, stream);
-  if (helped) METATTN_RETURN_IF_ERROR(shape_.helpers->Send(layer, batch, work, stream));
-  kernels_->FarFull({rows, Pages(layer), config_->group(), scale, {&q_}, full, partial()}, stream);
-  return helped ? shape_.helpers->Merge(batch, work, stream) : absl::OkStatus();
+void RoutedAttention::Compact(Mechanism mechanism, int layer, const StepBatch& batch,
+                              Stream& stream) {
+  kernels_->Compact({batch.rows(), shape_.heads, mechanism, Mixes(batch), Decisions(layer, batch),
+                     List(mechanism)},
+                    stream);
 }
 
-absl::Status RoutedAttention::Far(int layer, const StepBatch& batch, const Io& io, Stream& stream) {
-  const AttentionRows& rows = batch.rows();
-  const View decisions = Decisions(layer, batch);
-  const WorkList linear = List(Mechanism::kLinear);
+absl::Status RoutedAttention::Far(int layer, const StepBatch& batch,
+                                  const MetaController::Inputs& in, Stream& stream) {
+  const float scale = 1.0f / std::sqrt(static_cast<float>(config_->head_dim));
+  const FarFullArgs full = {batch.rows(), Pages(layer),           config_->group(), scale,
+                            {&q_},        List(Mechanism::kFull), partial()};
+  const bool helped = shape_.helpers != nullptr && shape_.helpers->active();
   const bool mixes = Mixes(batch);
   if (mixes) Mix(Mechanism::kLocal, layer, batch, stream);
-  METATTN_RETURN_IF_ERROR(Full(layer, batch, stream));
-  if (controller_ == nullptr) return absl::OkStatus();
-  if (mixes) Mix(Mechanism::kFull, layer, batch, stream);
-  kernels_->Compact({rows, shape_.heads, Mechanism::kLinear, mixes, decisions, linear}, stream);
-  const MetaController::Inputs in = ControllerInputs(layer, batch, io);
-  if (NeedsOdds(batch)) {
-    controller_->FarLinear(layer, in, linear, stream);
-  } else {
-    controller_->FollowOnly(layer, in, linear, stream);
+  Compact(Mechanism::kFull, layer, batch, stream);
+  if (helped) {
+    METATTN_RETURN_IF_ERROR(
+        shape_.helpers->Send(layer, batch, {full.q, full.list, full.partial}, stream));
   }
-  if (mixes) Mix(Mechanism::kLinear, layer, batch, stream);
+  FarLinearArgs linear;
+  if (controller_ != nullptr) {
+    Compact(Mechanism::kLinear, layer, batch, stream);
+    linear = controller_->LinearArgs(layer, in, List(Mechanism::kLinear));
+  }
+  if (controller_ == nullptr || mixes) {
+    kernels_->FarFull(full, stream);
+  } else {
+    kernels_->Far(full, linear, stream);
+  }
+  if (helped) {
+    METATTN_RETURN_IF_ERROR(
+        shape_.helpers->Merge(batch, {full.q, full.list, full.partial}, stream));
+  }
+  if (!mixes) return absl::OkStatus();
+  Mix(Mechanism::kFull, layer, batch, stream);
+  kernels_->FarLinear(linear, stream);
+  Mix(Mechanism::kLinear, layer, batch, stream);
   return absl::OkStatus();
 }
 
@@ -240,6 +247,7 @@ absl::Status RoutedAttention::Layer(int layer, const LayerWeights& weights, cons
   auto optional = [](const Buffer& b) { return b.bytes() == 0 ? View{} : View{&b}; };
   const PageTable pages = Pages(layer);
   const float scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
+  const MetaController::Inputs in = ControllerInputs(layer, batch, io);
 
   kernels_->RopeAppend({.rows = rows,
                         .pages = pages,
@@ -256,10 +264,15 @@ absl::Status RoutedAttention::Layer(int layer, const LayerWeights& weights, cons
   const bool wanted = shape_.near_stats && batch.needs_controller();
   const View stats = wanted ? View{&near_stats_} : View{};
   const NearArgs near = {rows, pages, c.group(), scale, {&q_}, partial(), stats};
-  kernels_->Near(near, stream);
+  if (controller_ != nullptr) controller_->Absorb(layer, in, stream);
+  if (NeedsOdds(batch)) {
+    kernels_->NearAndOdds(near, controller_->OddsArgs(layer, in), stream);
+  } else {
+    kernels_->Near(near, stream);
+  }
   if (shadow_ != nullptr) shadow_->Full(layer, batch, near, stream);
-  Decide(layer, batch, io, stream);
-  METATTN_RETURN_IF_ERROR(Far(layer, batch, io, stream));
+  Decide(layer, batch, in, stream);
+  METATTN_RETURN_IF_ERROR(Far(layer, batch, in, stream));
   kernels_->Normalize(
       {partial(), rows.tokens, static_cast<int>(QueryHeads(c, shape_)), c.head_dim, io.out},
       stream);

@@ -75,9 +75,10 @@ class RoutedAttention {
   absl::Status Allocate();
   absl::Status LoadRope();
   WorkList List(Mechanism mechanism) const;
-  void Decide(int layer, const StepBatch& batch, const Io& io, Stream& stream);
-  absl::Status Far(int layer, const StepBatch& batch, const Io& io, Stream& stream);
-  absl::Status Full(int layer, const StepBatch& batch, Stream& stream);
+  void Decide(int layer, const StepBatch& batch, const MetaController::Inputs& in, Stream& stream);
+  void Compact(Mechanism mechanism, int layer, const StepBatch& batch, Stream& stream);
+  absl::Status Far(int layer, const StepBatch& batch, const MetaController::Inputs& in,
+                   Stream& stream);
   MetaController::Inputs ControllerInputs(int layer, const StepBatch& batch, const Io& io) const;
   DecisionRows RowsOf(const StepBatch& batch) const;
   bool NeedsOdds(const StepBatch& batch) const;

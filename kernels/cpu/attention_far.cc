@@ -6,8 +6,7 @@
 
 namespace metattn::cpu::METATTN_ISA {
 
-void FarFull(const FarFullArgs& args, OpContext& context) {
-  if (args.group == 0) return;
+AttentionJob FarFullJob(const FarFullArgs& args, OpContext& context) {
   const bool bf16 = Bf16Attention(context, args.pages.head_dim, args.scale);
   const AttentionPlan plan =
       PlanFar(args.rows, args.list, args.pages.heads,
@@ -21,7 +20,13 @@ void FarFull(const FarFullArgs& args, OpContext& context) {
                               .stats = nullptr,
                               .fresh = false,
                               .bf16 = bf16};
-  RunAttention(plan, task, context);
+  return {plan, task, context};
+}
+
+void FarFull(const FarFullArgs& args, OpContext& context) {
+  const AttentionJob job = FarFullJob(args, context);
+  context.pool.ParallelFor(
+      job.units(), 1, [&](std::int64_t unit, std::int64_t, int worker) { job.Run(unit, worker); });
 }
 
 }  // namespace metattn::cpu::METATTN_ISA

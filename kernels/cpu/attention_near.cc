@@ -7,8 +7,7 @@
 
 namespace metattn::cpu::METATTN_ISA {
 
-void Near(const NearArgs& args, OpContext& context) {
-  if (args.group == 0) return;
+AttentionJob NearJob(const NearArgs& args, OpContext& context) {
   const bool bf16 = Bf16Attention(context, args.pages.head_dim, args.scale);
   const AttentionPlan plan =
       PlanNear(args.rows, args.pages.heads,
@@ -22,7 +21,13 @@ void Near(const NearArgs& args, OpContext& context) {
                               .stats = args.stats.As<float>(),
                               .fresh = true,
                               .bf16 = bf16};
-  RunAttention(plan, task, context);
+  return {plan, task, context};
+}
+
+void Near(const NearArgs& args, OpContext& context) {
+  const AttentionJob job = NearJob(args, context);
+  context.pool.ParallelFor(
+      job.units(), 1, [&](std::int64_t unit, std::int64_t, int worker) { job.Run(unit, worker); });
 }
 
 void Normalize(const NormalizeArgs& args, OpContext& context) {

@@ -104,6 +104,7 @@ thread_local std::vector<std::int64_t> Planner::costs_;
 }  // namespace
 
 AttentionPlan PlanNear(const AttentionRows& rows, int heads, const CutOptions& options) {
+  if (options.group == 0) return {};
   Planner planner(options);
   const auto* position = rows.position.As<std::int32_t>();
   const auto* sequence = rows.sequence.As<std::int32_t>();
@@ -120,6 +121,7 @@ AttentionPlan PlanNear(const AttentionRows& rows, int heads, const CutOptions& o
 
 AttentionPlan PlanFar(const AttentionRows& rows, const WorkList& list, int heads,
                       const CutOptions& options) {
+  if (options.group == 0) return {};
   Planner planner(options);
   const auto* sequence = rows.sequence.As<std::int32_t>();
   const auto* far_end = rows.far_end.As<std::int32_t>();

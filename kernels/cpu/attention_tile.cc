@@ -356,34 +356,28 @@ class TileRunner {
 
 }  // namespace
 
-void RunAttention(const AttentionPlan& plan, const AttentionTask& task, OpContext& context) {
-  if (plan.unit_count == 0 || task.group == 0) return;
-  const int padded = PaddedDim(task.pages.head_dim);
+AttentionJob::AttentionJob(const AttentionPlan& plan, const AttentionTask& task, OpContext& context)
+    : plan_(plan), task_(task), context_(context) {
+  const std::int64_t partial = PartialFloats(PaddedDim(task.pages.head_dim)) * 4;
   const std::int64_t counters = (std::int64_t{plan.tile_count} * 4 + 63) / 64 * 64;
-  std::byte* shared = context.scratch.Shared(
-      static_cast<std::size_t>(counters + plan.partials * PartialFloats(padded) * 4));
-  auto* units_left = reinterpret_cast<std::int32_t*>(shared);
-  auto* partials = reinterpret_cast<float*>(shared + counters);
-  for (int i = 0; i < plan.tile_count; ++i) units_left[i] = plan.tiles[i].units;
-  const std::size_t bytes = TileRunner::Bytes(plan, task);
-  context.pool.ParallelFor(
-      plan.unit_count, 1, [&](std::int64_t begin, std::int64_t end, int worker) {
-        TileRunner runner(plan, task, context.scratch.Worker(worker, bytes));
-        const TileScope tiles(task.bf16);
-        for (std::int64_t u = begin; u < end; ++u) {
-          const Unit& unit = plan.units[u];
-          const Tile& tile = plan.tiles[unit.tile];
-          if (tile.units == 1) {
-            runner.RunWhole(tile);
-            continue;
-          }
-          float* mine = partials + tile.first_partial * PartialFloats(padded);
-          runner.RunUnit(tile, unit, mine);
-          if (__atomic_sub_fetch(&units_left[unit.tile], 1, __ATOMIC_ACQ_REL) == 0) {
-            runner.MergeUnits(tile, mine);
-          }
-        }
-      });
+  std::byte* shared =
+      context.scratch.Shared(static_cast<std::size_t>(counters + plan.partials * partial));
+  units_left_ = reinterpret_cast<std::int32_t*>(shared);
+  partials_ = reinterpret_cast<float*>(shared + counters);
+  for (int i = 0; i < plan.tile_count; ++i) units_left_[i] = plan.tiles[i].units;
+}
+
+void AttentionJob::Run(std::int64_t u, int worker) const {
+  TileRunner runner(plan_, task_, context_.scratch.Worker(worker, TileRunner::Bytes(plan_, task_)));
+  const TileScope tiles(task_.bf16);
+  const Unit& unit = plan_.units[u];
+  const Tile& tile = plan_.tiles[unit.tile];
+  if (tile.units == 1) return runner.RunWhole(tile);
+  float* mine = partials_ + tile.first_partial * PartialFloats(PaddedDim(task_.pages.head_dim));
+  runner.RunUnit(tile, unit, mine);
+  if (__atomic_sub_fetch(&units_left_[unit.tile], 1, __ATOMIC_ACQ_REL) == 0) {
+    runner.MergeUnits(tile, mine);
+  }
 }
 
 }  // namespace metattn::cpu::METATTN_ISA

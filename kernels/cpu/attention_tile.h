@@ -47,6 +47,25 @@ METATTN_INLINE int SinksIn(int sinks, int index, int tokens) {
   return Larger(0, Smaller(sinks - index * tokens, tokens));
 }
 
-void RunAttention(const AttentionPlan& plan, const AttentionTask& task, OpContext& context);
+// The units of a plan, for any thread in any order; the last of a shared tile merges it. Holds the
+// op's shared scratch.
+class AttentionJob {
+ public:
+  AttentionJob(const AttentionPlan& plan, const AttentionTask& task, OpContext& context);
+
+  std::int64_t units() const { return plan_.unit_count; }
+  void Run(std::int64_t unit, int worker) const;
+
+ private:
+  const AttentionPlan plan_;
+  const AttentionTask task_;
+  OpContext& context_;
+  std::int32_t* units_left_ = nullptr;  // [tiles]
+  float* partials_ = nullptr;           // of tiles that are shared
+};
+
+// attention_near.cc, attention_far.cc
+AttentionJob NearJob(const NearArgs& args, OpContext& context);
+AttentionJob FarFullJob(const FarFullArgs& args, OpContext& context);
 
 }  // namespace metattn::cpu::METATTN_ISA

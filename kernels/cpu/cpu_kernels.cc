@@ -161,6 +161,18 @@ void CpuKernels::FarLinear(const FarLinearArgs& args, Stream&) {
   ops_.far_linear(args, context_);
 }
 
+void CpuKernels::NearAndOdds(const NearArgs& near, const LinearOddsArgs& odds, Stream&) {
+  CheckArgs(near);
+  CheckArgs(odds);
+  ops_.near_and_odds(near, odds, context_);
+}
+
+void CpuKernels::Far(const FarFullArgs& full, const FarLinearArgs& linear, Stream&) {
+  CheckArgs(full);
+  CheckArgs(linear);
+  ops_.far(full, linear, context_);
+}
+
 void CpuKernels::Control(const ControlArgs& args, Stream&) {
   CheckArgs(args);
   ops_.control(args, context_);

@@ -46,6 +46,8 @@ class CpuKernels final : public Kernels {
   void LinearAbsorb(const LinearAbsorbArgs& args, Stream& stream) override;
   void LinearOdds(const LinearOddsArgs& args, Stream& stream) override;
   void FarLinear(const FarLinearArgs& args, Stream& stream) override;
+  void NearAndOdds(const NearArgs& near, const LinearOddsArgs& odds, Stream& stream) override;
+  void Far(const FarFullArgs& full, const FarLinearArgs& linear, Stream& stream) override;
   void Control(const ControlArgs& args, Stream& stream) override;
   void Mix(const MixArgs& args, Stream& stream) override;
   void Dispatch(const DispatchArgs& args, Stream& stream) override;

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "kernels/cpu/feature_map.h"
+#include "kernels/cpu/linear_jobs.h"
 #include "kernels/cpu/linear_plan.h"
 #include "kernels/cpu/linear_state.h"
 #include "kernels/cpu/ops.h"
@@ -49,97 +50,13 @@ void AddBlocks(const KeyStore& store, OpContext& context) {
       });
 }
 
-// Per listed row and query head: o = keep o + add (phi(q) S).
-struct Factors {
-  float* keep;  // [H, capacity, g]
-  float* add;
-  std::int64_t capacity;
-
-  std::int64_t At(const Layer& layer, int head, int entry) const {
-    return (head * capacity + entry) * layer.group;
-  }
-};
-
-// Factors of one row and KV head; brings its m and l up to date.
-void MergeWeights(const FarLinearArgs& args, const KeyStore& store, int head, int entry,
-                  const Factors& factors) {
-  const Layer& layer = store.layer;
-  const std::int32_t row = args.list.rows.As<std::int32_t>()[head * args.list.capacity + entry];
-  const Place place = Locate(layer, store.plan, row);
-  const std::int64_t index = (std::int64_t{row} * layer.heads + head) * layer.group;
-  const float* phi_q = args.phi_q.As<float>() + index * layer.features;
-  const std::int64_t at = factors.At(layer, head, entry);
-  for (int j = 0; j < layer.group; j += kLanes) {
-    const int n = Smaller(kLanes, layer.group - j);
-    float weight[kLanes];
-    std::uint64_t reads = 0;
-    const float* lse_far = args.lse_far.As<float>() + index + j;
-    for (int i = 0; i < n; ++i) {
-      weight[i] = Weight(store, place, head, phi_q + (j + i) * layer.features);
-      reads |= std::uint64_t{lse_far[i] > kMinusInfinity} << i;  // else it weighs nothing
-    }
-    float* m = args.partial.m.As<float>() + index + j;
-    float* l = args.partial.l.As<float>() + index + j;
-    const F32v lse = LoadN(lse_far, n), near_m = LoadN(m, n), near_l = LoadN(l, n);
-    const F32v largest = args.alone ? lse : Max(near_m, lse);
-    const F32v keep = args.alone ? Zero() : Exp(Sub(near_m, largest));
-    const F32v add = Exp(Sub(lse, largest));
-    StoreN(m, Keep(largest, reads, near_m), n);
-    StoreN(l, Keep(Fma(near_l, keep, add), reads, near_l), n);
-    StoreN(factors.keep + at + j, Keep(keep, reads, Set(1.0f)), n);
-    StoreN(factors.add + at + j, Keep(Div(add, LoadN(weight, n)), reads, Zero()), n);
-  }
-}
-
-// What FarLinear's units share.
-struct FarTask {
-  const FarLinearArgs& args;
-  const KeyStore& store;
-  Factors factors;
-  float* copies;  // [copies, H, f, D]: states before and after each block that a path takes
-  int parts;      // of the columns of rows' values; with one a unit makes its rows' factors itself
-
-  float* Copy(const StatePath& path, int taken, int head) const {
-    const Layer& layer = store.layer;
-    const std::int64_t at = std::int64_t{path.first_copy + taken} * layer.heads + head;
-    return copies + at * layer.features * layer.padded;
-  }
-};
-
-// Brings the states forward, but for z, which rows still need; leaves copies for the rows.
-void AdvanceStates(const FarTask& task, OpContext& context) {
-  const Layer& layer = task.store.layer;
-  const LinearPlan& plan = task.store.plan;
-  if (plan.copy_count == 0) return;
-  const std::int64_t shards = std::int64_t{plan.path_count} * layer.heads;
-  const int parts = StateParts(layer, shards, context.pool.threads());
-  const auto bytes = static_cast<std::size_t>(std::int64_t{layer.features} * layer.padded * 4);
-  context.pool.ParallelFor(
-      shards * parts, 1, [&](std::int64_t first, std::int64_t last, int worker) {
-        const TileScope tiles(layer.bf16);
-        auto* scratch = reinterpret_cast<float*>(context.scratch.Worker(worker, bytes));
-        for (std::int64_t unit = first; unit < last; ++unit) {
-          const int part = static_cast<int>(unit % parts);
-          const int head = static_cast<int>(unit / parts % layer.heads);
-          const StatePath& path = plan.paths[unit / parts / layer.heads];
-          if (path.taken == 0) continue;
-          StatePart state(layer, path, head, PartBegin(layer, part, parts),
-                          PartBegin(layer, part + 1, parts), scratch);
-          for (int i = 0; i < path.taken; ++i) {
-            state.CopyTo(task.Copy(path, i, head));
-            state.Add(task.store, path.first_key + i);
-          }
-          state.CopyTo(task.Copy(path, path.taken, head));
-          state.Save();
-        }
-      });
-}
+}  // namespace
 
 // Rows of one group of a path, for one KV head and a part of the columns.
 class FarUnit {
  public:
-  FarUnit(const FarTask& task, float* scratch)
-      : args_(task.args), store_(task.store), layer_(store_.layer), task_(task), state_(scratch) {
+  FarUnit(const FarLinearJob& job, float* scratch)
+      : args_(job.args_), store_(job.store_), layer_(job.layer_), job_(job), state_(scratch) {
     const std::int64_t cells = std::int64_t{layer_.features} * layer_.padded;
     values_ = state_ + cells;
     similarity_ = values_ + std::int64_t{kQueries} * layer_.padded;
@@ -168,7 +85,7 @@ class FarUnit {
     }
     if (entry == last) return;
     if (path.taken > 0) {
-      const float* copy = task_.Copy(path, taken, head) + begin;
+      const float* copy = job_.Copy(path, taken, head) + begin;
       RunRows({copy, layer_.padded, layer_.features, end - begin}, head, entry, last);
     } else {
       const StatePart state(layer_, path, head, begin, end, state_);
@@ -208,8 +125,8 @@ class FarUnit {
     const int at_once = Larger(1, kQueries / Larger(1, layer_.group));
     for (; entry < last; entry += at_once) {
       const int rows = Smaller(at_once, last - entry);
-      for (int i = 0; task_.parts == 1 && i < rows; ++i) {
-        MergeWeights(args_, store_, head, entry + i, task_.factors);
+      for (int i = 0; job_.parts_ == 1 && i < rows; ++i) {
+        job_.MergeWeights(head, entry + i);
       }
       const int queries = rows * layer_.group, step = tiles ? kQueries : kQueryBlock;
       for (int first = 0; first < queries; first += step) {
@@ -296,8 +213,8 @@ class FarUnit {
 
   void MergeQuery(int head, int entry, int query, const float* values) {
     float* o = args_.partial.o.As<float>() + Index(head, entry, query) * layer_.d;
-    const std::int64_t factor = task_.factors.At(layer_, head, entry) + query;
-    const F32v keep = Set(task_.factors.keep[factor]), add = Set(task_.factors.add[factor]);
+    const std::int64_t factor = job_.factors_.At(layer_, head, entry) + query;
+    const F32v keep = Set(job_.factors_.keep[factor]), add = Set(job_.factors_.add[factor]);
     for (int i = begin_; i < end_; i += kLanes) {
       const int n = Larger(0, Smaller(kLanes, layer_.d - i));
       StoreN(o + i, Fma(Load(values + i - begin_), add, Mul(LoadN(o + i, n), keep)), n);
@@ -307,7 +224,7 @@ class FarUnit {
   const FarLinearArgs& args_;
   const KeyStore& store_;
   const Layer& layer_;
-  const FarTask& task_;
+  const FarLinearJob& job_;
   int begin_ = 0, end_ = 0;  // the part's columns
   float* state_;             // [f, D]
   float* values_;            // [kQueries, D]
@@ -316,7 +233,66 @@ class FarUnit {
   std::uint16_t* narrow_;    // [kQueries, f] phi(q) as bf16
 };
 
-}  // namespace
+// Factors of one row and KV head; brings its m and l up to date.
+void FarLinearJob::MergeWeights(int head, int entry) const {
+  const std::int32_t row = args_.list.rows.As<std::int32_t>()[head * args_.list.capacity + entry];
+  const Place place = Locate(layer_, plan_, row);
+  const std::int64_t index = (std::int64_t{row} * layer_.heads + head) * layer_.group;
+  const float* phi_q = args_.phi_q.As<float>() + index * layer_.features;
+  const std::int64_t at = factors_.At(layer_, head, entry);
+  for (int j = 0; j < layer_.group; j += kLanes) {
+    const int n = Smaller(kLanes, layer_.group - j);
+    float weight[kLanes];
+    std::uint64_t reads = 0;
+    const float* lse_far = args_.lse_far.As<float>() + index + j;
+    for (int i = 0; i < n; ++i) {
+      weight[i] = Weight(store_, place, head, phi_q + (j + i) * layer_.features);
+      reads |= std::uint64_t{lse_far[i] > kMinusInfinity} << i;  // else it weighs nothing
+    }
+    float* m = args_.partial.m.As<float>() + index + j;
+    float* l = args_.partial.l.As<float>() + index + j;
+    const F32v lse = LoadN(lse_far, n), near_m = LoadN(m, n), near_l = LoadN(l, n);
+    const F32v largest = args_.alone ? lse : Max(near_m, lse);
+    const F32v keep = args_.alone ? Zero() : Exp(Sub(near_m, largest));
+    const F32v add = Exp(Sub(lse, largest));
+    StoreN(m, Keep(largest, reads, near_m), n);
+    StoreN(l, Keep(Fma(near_l, keep, add), reads, near_l), n);
+    StoreN(factors_.keep + at + j, Keep(keep, reads, Set(1.0f)), n);
+    StoreN(factors_.add + at + j, Keep(Div(add, LoadN(weight, n)), reads, Zero()), n);
+  }
+}
+
+float* FarLinearJob::Copy(const StatePath& path, int taken, int head) const {
+  const std::int64_t at = std::int64_t{path.first_copy + taken} * layer_.heads + head;
+  return copies_ + at * layer_.features * layer_.padded;
+}
+
+// Brings the states forward, but for z, which rows still need; leaves copies for the rows.
+void FarLinearJob::AdvanceStates() const {
+  if (plan_.copy_count == 0) return;
+  const std::int64_t shards = std::int64_t{plan_.path_count} * layer_.heads;
+  const int parts = StateParts(layer_, shards, context_.pool.threads());
+  const auto bytes = static_cast<std::size_t>(std::int64_t{layer_.features} * layer_.padded * 4);
+  context_.pool.ParallelFor(
+      shards * parts, 1, [&](std::int64_t first, std::int64_t last, int worker) {
+        const TileScope tiles(layer_.bf16);
+        auto* scratch = reinterpret_cast<float*>(context_.scratch.Worker(worker, bytes));
+        for (std::int64_t unit = first; unit < last; ++unit) {
+          const int part = static_cast<int>(unit % parts);
+          const int head = static_cast<int>(unit / parts % layer_.heads);
+          const StatePath& path = plan_.paths[unit / parts / layer_.heads];
+          if (path.taken == 0) continue;
+          StatePart state(layer_, path, head, PartBegin(layer_, part, parts),
+                          PartBegin(layer_, part + 1, parts), scratch);
+          for (int i = 0; i < path.taken; ++i) {
+            state.CopyTo(Copy(path, i, head));
+            state.Add(store_, path.first_key + i);
+          }
+          state.CopyTo(Copy(path, path.taken, head));
+          state.Save();
+        }
+      });
+}
 
 void LinearAbsorb(const LinearAbsorbArgs& args, OpContext& context) {
   const Layer layer(args.shape, context);
@@ -327,64 +303,87 @@ void LinearAbsorb(const LinearAbsorbArgs& args, OpContext& context) {
   for (;;) {
     const LinearPlan plan = PlanAbsorb(args.shape.rows, limit, &cursor);
     if (plan.path_count == 0) return;
-    auto* memory = reinterpret_cast<float*>(
-        context.scratch.Shared(static_cast<std::size_t>(KeyStore::Floats(layer, plan, true) * 4)));
-    const KeyStore store(layer, plan, memory, true);
+    const KeyStore store(layer, plan, LinearScratch(context, KeyStore::Floats(layer, plan, true)),
+                         true);
     MakeKeys(store, context);
     AddBlocks(store, context);
   }
 }
 
-void FarLinear(const FarLinearArgs& args, OpContext& context) {
-  const Layer layer(args.shape, context);
-  if (layer.heads == 0 || args.shape.rows.tokens == 0) return;
-  const LinearPlan plan = PlanRows(args.shape.rows, &args.list, layer.heads);
+namespace {
+
+std::int64_t LongestList(const WorkList& list, int heads) {
   std::int64_t entries = 0;
-  for (int h = 0; h < layer.heads; ++h) {
-    entries = Larger<std::int64_t>(entries, args.list.counts.As<std::int32_t>()[h]);
+  for (int h = 0; h < heads; ++h) {
+    entries = Larger<std::int64_t>(entries, list.counts.As<std::int32_t>()[h]);
   }
-  const std::int64_t keys = KeyStore::Floats(layer, plan, true);
-  const std::int64_t factors = layer.heads * entries * layer.group;
+  return entries;
+}
+
+// Features of keys, copies of states, factors.
+float* FarScratch(const Layer& layer, const LinearPlan& plan, std::int64_t factors,
+                  OpContext& context) {
   const std::int64_t copies =
       std::int64_t{plan.copy_count} * layer.heads * layer.features * layer.padded;
-  auto* memory = reinterpret_cast<float*>(
-      context.scratch.Shared(static_cast<std::size_t>((keys + copies + 2 * factors) * 4)));
-  const KeyStore store(layer, plan, memory, true);
-  float* const after = memory + keys + copies;
-  const std::int64_t units = std::int64_t{plan.group_count} * layer.heads;
-  const FarTask task = {args,
-                        store,
-                        {after, after + factors, entries},
-                        memory + keys,
-                        StateParts(layer, units, context.pool.threads())};
-  MakeKeys(store, context);
-  AdvanceStates(task, context);
+  return LinearScratch(context, KeyStore::Floats(layer, plan, true) + copies + 2 * factors);
+}
+
+}  // namespace
+
+FarLinearJob::FarLinearJob(const FarLinearArgs& args, OpContext& context)
+    : args_(args),
+      context_(context),
+      layer_(args.shape, context),
+      plan_(layer_.heads == 0 || args.shape.rows.tokens == 0
+                ? LinearPlan{}
+                : PlanRows(args.shape.rows, &args.list, layer_.heads)),
+      entries_(plan_.path_count == 0 ? 0 : LongestList(args.list, layer_.heads)),
+      memory_(FarScratch(layer_, plan_, layer_.heads * entries_ * layer_.group, context)),
+      store_(layer_, plan_, memory_, true),
+      copies_(memory_ + KeyStore::Floats(layer_, plan_, true)) {
+  if (plan_.path_count == 0) return;
+  const std::int64_t copies =
+      std::int64_t{plan_.copy_count} * layer_.heads * layer_.features * layer_.padded;
+  float* const after = copies_ + copies;
+  factors_ = {after, after + layer_.heads * entries_ * layer_.group, entries_};
+  const std::int64_t units = std::int64_t{plan_.group_count} * layer_.heads;
+  parts_ = StateParts(layer_, units, context.pool.threads());
+  units_ = units * parts_;
+  MakeKeys(store_, context);
+  AdvanceStates();
   constexpr int kFewRows = 16;  // a thread does them sooner than it hands them over
-  context.pool.ParallelFor(task.parts == 1 ? 0 : layer.heads * entries, kFewRows,
+  context.pool.ParallelFor(parts_ == 1 ? 0 : layer_.heads * entries_, kFewRows,
                            [&](std::int64_t first, std::int64_t last, int) {
                              for (std::int64_t i = first; i < last; ++i) {
-                               const int head = static_cast<int>(i / entries),
-                                         entry = static_cast<int>(i % entries);
+                               const int head = static_cast<int>(i / entries_),
+                                         entry = static_cast<int>(i % entries_);
                                if (entry >= args.list.counts.As<std::int32_t>()[head]) continue;
-                               MergeWeights(args, store, head, entry, task.factors);
+                               MergeWeights(head, entry);
                              }
                            });
-  const std::size_t bytes = FarUnit::Bytes(layer);
-  context.pool.ParallelFor(
-      units * task.parts, 1, [&](std::int64_t first, std::int64_t last, int worker) {
-        const TileScope tiles(layer.bf16);
-        FarUnit unit(task, reinterpret_cast<float*>(context.scratch.Worker(worker, bytes)));
-        for (std::int64_t u = first; u < last; ++u) {
-          const int part = static_cast<int>(u % task.parts);
-          const std::int64_t group = u / task.parts / layer.heads;
-          unit.Run(static_cast<int>(group), static_cast<int>(u / task.parts % layer.heads),
-                   PartBegin(layer, part, task.parts), PartBegin(layer, part + 1, task.parts));
-        }
-      });
-  for (int p = 0; p < plan.path_count; ++p) {
-    const StatePath& path = plan.paths[p];
-    for (int h = 0; path.taken > 0 && h < layer.heads; ++h) CopyZ(store, path, h, path.taken);
+}
+
+void FarLinearJob::Run(std::int64_t u, int worker) const {
+  const TileScope tiles(layer_.bf16);
+  FarUnit unit(*this,
+               reinterpret_cast<float*>(context_.scratch.Worker(worker, FarUnit::Bytes(layer_))));
+  const int part = static_cast<int>(u % parts_);
+  unit.Run(static_cast<int>(u / parts_ / layer_.heads), static_cast<int>(u / parts_ % layer_.heads),
+           PartBegin(layer_, part, parts_), PartBegin(layer_, part + 1, parts_));
+}
+
+void FarLinearJob::Finish() const {
+  for (int p = 0; p < plan_.path_count; ++p) {
+    const StatePath& path = plan_.paths[p];
+    for (int h = 0; path.taken > 0 && h < layer_.heads; ++h) CopyZ(store_, path, h, path.taken);
   }
+}
+
+void FarLinear(const FarLinearArgs& args, OpContext& context) {
+  const FarLinearJob job(args, context);
+  context.pool.ParallelFor(
+      job.units(), 1, [&](std::int64_t unit, std::int64_t, int worker) { job.Run(unit, worker); });
+  job.Finish();
 }
 
 }  // namespace metattn::cpu::METATTN_ISA

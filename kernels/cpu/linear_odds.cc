@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "kernels/cpu/feature_map.h"
+#include "kernels/cpu/linear_jobs.h"
 #include "kernels/cpu/linear_plan.h"
 #include "kernels/cpu/linear_state.h"
 #include "kernels/cpu/ops.h"
@@ -36,19 +37,15 @@ class OddsUnit {
   void Run(int q_head, const std::int32_t* rows, int count) {
     MakeFeatures(q_head, rows, count);
     const std::int64_t q_heads = std::int64_t{layer_.heads} * layer_.group;
-    float weight[kRowsPerUnit], m[kRowsPerUnit], l[kRowsPerUnit];
+    float weight[kRowsPerUnit];
     for (int i = 0; i < count; ++i) {
       const Place place = Locate(layer_, store_.plan, rows[i]);
       weight[i] = Weight(store_, place, q_head / layer_.group, Phi(rows[i], q_head));
-      m[i] = args_.near.m.As<float>()[rows[i] * q_heads + q_head];
-      l[i] = args_.near.l.As<float>()[rows[i] * q_heads + q_head];
     }
     const F32v gain = Set(args_.log_gain.As<float>()[q_head]);
-    const F32v kappa = Set(args_.kappa.As<float>()[q_head]);
     for (int i = 0; i < count; i += kLanes) {
       const int n = Smaller(kLanes, count - i);
-      const F32v near = Add(LoadN(m + i, n), Log(LoadN(l + i, n)));
-      StoreN(weight + i, Fma(kappa, near, Add(Log(LoadN(weight + i, n)), gain)), n);
+      StoreN(weight + i, Add(Log(LoadN(weight + i, n)), gain), n);
     }
     for (int i = 0; i < count; ++i) {
       args_.lse_far.As<float>()[rows[i] * q_heads + q_head] = weight[i];
@@ -121,12 +118,16 @@ class OddsUnit {
 
 }  // namespace
 
-void LinearOdds(const LinearOddsArgs& args, OpContext& context) {
-  const Layer layer(args.shape, context);
-  const std::int64_t q_heads = std::int64_t{layer.heads} * layer.group;
-  if (q_heads == 0 || args.shape.rows.tokens == 0) return;
-  const LinearPlan plan = PlanRows(args.shape.rows, nullptr, 0);
-  if (plan.eligible_count < args.shape.rows.tokens) {
+OddsJob::OddsJob(const LinearOddsArgs& args, OpContext& context)
+    : args_(args),
+      context_(context),
+      layer_(args.shape, context),
+      plan_(layer_.group == 0 || layer_.heads == 0 || args.shape.rows.tokens == 0
+                ? LinearPlan{}
+                : PlanRows(args.shape.rows, nullptr, 0)),
+      store_(layer_, plan_, LinearScratch(context, KeyStore::Floats(layer_, plan_, false)), false) {
+  const std::int64_t q_heads = std::int64_t{layer_.heads} * layer_.group;
+  if (plan_.eligible_count < args.shape.rows.tokens) {
     auto* lse = args.lse_far.As<float>();
     const auto* far_end = args.shape.rows.far_end.As<std::int32_t>();
     for (std::int64_t t = 0; t < args.shape.rows.tokens; ++t) {
@@ -134,23 +135,45 @@ void LinearOdds(const LinearOddsArgs& args, OpContext& context) {
       for (std::int64_t h = 0; h < q_heads; ++h) lse[t * q_heads + h] = kMinusInfinity;
     }
   }
-  if (plan.eligible_count == 0) return;
-  auto* memory = reinterpret_cast<float*>(
-      context.scratch.Shared(static_cast<std::size_t>(KeyStore::Floats(layer, plan, false) * 4)));
-  const KeyStore store(layer, plan, memory, false);
-  MakeKeys(store, context);
-  const std::int64_t chunks = (plan.eligible_count + kRowsPerUnit - 1) / kRowsPerUnit;
-  const std::size_t bytes = OddsUnit::Bytes(layer);
-  context.pool.ParallelFor(
-      q_heads * chunks, 1, [&](std::int64_t first, std::int64_t last, int worker) {
-        const TileScope tiles(layer.bf16);
-        OddsUnit unit(args, store, reinterpret_cast<float*>(context.scratch.Worker(worker, bytes)));
-        for (std::int64_t u = first; u < last; ++u) {
-          const auto begin = static_cast<int>(u % chunks * kRowsPerUnit);
-          unit.Run(static_cast<int>(u / chunks), plan.eligible + begin,
-                   Smaller(kRowsPerUnit, plan.eligible_count - begin));
+  if (plan_.eligible_count == 0) return;
+  MakeKeys(store_, context);
+  units_ = q_heads * ((plan_.eligible_count + kRowsPerUnit - 1) / kRowsPerUnit);
+}
+
+void OddsJob::Run(std::int64_t u, int worker) const {
+  const TileScope tiles(layer_.bf16);
+  OddsUnit unit(args_, store_,
+                reinterpret_cast<float*>(context_.scratch.Worker(worker, OddsUnit::Bytes(layer_))));
+  const std::int64_t chunks = (plan_.eligible_count + kRowsPerUnit - 1) / kRowsPerUnit;
+  const auto begin = static_cast<int>(u % chunks * kRowsPerUnit);
+  unit.Run(static_cast<int>(u / chunks), plan_.eligible + begin,
+           Smaller(kRowsPerUnit, plan_.eligible_count - begin));
+}
+
+void OddsJob::Finish() const {
+  const int q_heads = layer_.heads * layer_.group;
+  const auto* kappa = args_.kappa.As<float>();
+  context_.pool.ParallelFor(
+      plan_.eligible_count, kRowsPerUnit, [&](std::int64_t first, std::int64_t last, int) {
+        for (; first < last; ++first) {
+          const std::int64_t at = std::int64_t{plan_.eligible[first]} * q_heads;
+          const float* m = args_.near.m.As<float>() + at;
+          const float* l = args_.near.l.As<float>() + at;
+          float* lse = args_.lse_far.As<float>() + at;
+          for (int h = 0; h < q_heads; h += kLanes) {
+            const int n = Smaller(kLanes, q_heads - h);
+            const F32v near = Add(LoadN(m + h, n), Log(LoadN(l + h, n)));
+            StoreN(lse + h, Fma(LoadN(kappa + h, n), near, LoadN(lse + h, n)), n);
+          }
         }
       });
+}
+
+void LinearOdds(const LinearOddsArgs& args, OpContext& context) {
+  const OddsJob job(args, context);
+  context.pool.ParallelFor(
+      job.units(), 1, [&](std::int64_t unit, std::int64_t, int worker) { job.Run(unit, worker); });
+  job.Finish();
 }
 
 }  // namespace metattn::cpu::METATTN_ISA

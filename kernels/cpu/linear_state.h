@@ -107,6 +107,12 @@ struct KeyStore {
   }
 };
 
+// The linear ops' shared scratch.
+METATTN_INLINE float* LinearScratch(OpContext& context, std::int64_t floats) {
+  return reinterpret_cast<float*>(
+      context.scratch.Shared(static_cast<std::size_t>(floats) * 4, SharedArea::kLinearAttention));
+}
+
 // Features and sums of the plan's keys, then z after each of the blocks that states take.
 void MakeKeys(const KeyStore& store, OpContext& context);
 

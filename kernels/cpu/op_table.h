@@ -40,6 +40,8 @@ struct OpTable {
   void (*linear_absorb)(const LinearAbsorbArgs& args, OpContext& context);
   void (*linear_odds)(const LinearOddsArgs& args, OpContext& context);
   void (*far_linear)(const FarLinearArgs& args, OpContext& context);
+  void (*near_and_odds)(const NearArgs& near, const LinearOddsArgs& odds, OpContext& context);
+  void (*far)(const FarFullArgs& full, const FarLinearArgs& linear, OpContext& context);
   void (*control)(const ControlArgs& args, OpContext& context);
   void (*mix)(const MixArgs& args, OpContext& context);
   void (*dispatch)(const DispatchArgs& args, OpContext& context);

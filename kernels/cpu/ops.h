@@ -34,4 +34,8 @@ void LinearAbsorb(const LinearAbsorbArgs& args, OpContext& context);
 void LinearOdds(const LinearOddsArgs& args, OpContext& context);
 void FarLinear(const FarLinearArgs& args, OpContext& context);
 
+// side_by_side.cc
+void NearAndOdds(const NearArgs& near, const LinearOddsArgs& odds, OpContext& context);
+void Far(const FarFullArgs& full, const FarLinearArgs& linear, OpContext& context);
+
 }  // namespace metattn::cpu::METATTN_ISA

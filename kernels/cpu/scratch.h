@@ -1,4 +1,4 @@
-// Grow-only scratch memory of one Kernels instance: one area shared by an op's threads, one per
+// Grow-only scratch memory of one Kernels instance: areas shared by an op's threads, one per
 // worker.
 //
 // Ownership: owns its memory; a pointer is good until the next call with more bytes or until the op
@@ -14,16 +14,23 @@
 
 namespace metattn::cpu {
 
+// Shared areas: linear attention has its own, because it runs beside softmax attention.
+enum class SharedArea : std::size_t { kOp = 0, kLinearAttention = 1 };
+
 class Scratch {
  public:
-  explicit Scratch(int workers) : areas_(static_cast<std::size_t>(workers) + 1) {}
+  explicit Scratch(int workers) : areas_(static_cast<std::size_t>(workers) + kShared) {}
 
-  std::byte* Shared(std::size_t bytes) { return Grow(0, bytes); }
+  std::byte* Shared(std::size_t bytes, SharedArea area = SharedArea::kOp) {
+    return Grow(static_cast<std::size_t>(area), bytes);
+  }
   std::byte* Worker(int worker, std::size_t bytes) {
-    return Grow(static_cast<std::size_t>(worker) + 1, bytes);
+    return Grow(static_cast<std::size_t>(worker) + kShared, bytes);
   }
 
  private:
+  static constexpr std::size_t kShared = 2;
+
   struct Free {
     void operator()(std::byte* p) const { std::free(p); }
   };

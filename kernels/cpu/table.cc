@@ -24,6 +24,8 @@ const OpTable& Table() {
       .linear_absorb = LinearAbsorb,
       .linear_odds = LinearOdds,
       .far_linear = FarLinear,
+      .near_and_odds = NearAndOdds,
+      .far = Far,
       .control = Control,
       .mix = Mix,
       .dispatch = Dispatch,

@@ -133,6 +133,61 @@ std::vector<float> LinearWorld::Follow(const StepRows& rows) {
   return rig_.Out<float>({states_.base.buffer, 0}, table_floats_);
 }
 
+WorkList LinearWorld::List(const StepRows& rows, bool listed) {
+  const std::int64_t capacity = rows.views.tokens + 1;
+  const int heads = shape_.attention.heads;
+  std::vector<std::int32_t> list(static_cast<std::size_t>(heads * capacity), -1);
+  std::vector<std::int32_t> counts(static_cast<std::size_t>(heads));
+  for (int h = 0; h < heads; ++h) {
+    for (std::int32_t t = 0; t < rows.views.tokens; ++t) {
+      if (!Eligible(rows, t) || Listed(rows, t, h) != listed) continue;
+      list[static_cast<std::size_t>(h * capacity + counts[static_cast<std::size_t>(h)]++)] = t;
+    }
+  }
+  return {rig_.In(list), rig_.In(counts), capacity};
+}
+
+LinearResult LinearWorld::Step(const StepRows& rows, bool pairs) {
+  const AttentionShape& shape = shape_.attention;
+  const std::int64_t tokens = rows.views.tokens;
+  const int q_heads = shape.heads * shape.group, d = shape.head_dim;
+  Kernels& kernels = rig_.kernels();
+  const View q = rig_.In(attention_.Queries(rows)), stats = rig_.Floats(tokens * q_heads * 2);
+  const Partial partial = NewPartial(rig_, tokens, q_heads, d);
+  const LinearShape linear = Shape(rows);
+  const LinearOddsArgs odds = {.shape = linear,
+                               .w_q = w_q_view_,
+                               .log_gain = rig_.In(log_gain_),
+                               .kappa = rig_.In(kappa_),
+                               .q = q,
+                               .near = partial,
+                               .phi_q = rig_.Floats(tokens * q_heads * features_),
+                               .lse_far = rig_.Floats(tokens * q_heads)};
+  const NearArgs near = {
+      rows.views, attention_.pages(), shape.group, attention_.scale(), q, partial, stats};
+  const FarFullArgs full = {rows.views, attention_.pages(), shape.group, attention_.scale(),
+                            q,          List(rows, false),  partial};
+  const FarLinearArgs far = {linear,           odds.phi_q, odds.lse_far,
+                             List(rows, true), partial,    shape_.all};
+  kernels.LinearAbsorb({linear}, rig_.stream());
+  if (pairs) {
+    kernels.NearAndOdds(near, odds, rig_.stream());
+    kernels.Far(full, far, rig_.stream());
+  } else {
+    kernels.Near(near, rig_.stream());
+    kernels.LinearOdds(odds, rig_.stream());
+    kernels.FarFull(full, rig_.stream());
+    kernels.FarLinear(far, rig_.stream());
+  }
+  LinearResult result;
+  result.states = rig_.Out<float>({states_.base.buffer, 0}, table_floats_);
+  result.phi_q = rig_.Out<float>(odds.phi_q, tokens * q_heads * features_);
+  result.lse_far = rig_.Out<float>(odds.lse_far, tokens * q_heads);
+  result.near_stats = rig_.Out<float>(stats, tokens * q_heads * 2);
+  result.partial = ReadPartial(rig_, partial, tokens, q_heads, d);
+  return result;
+}
+
 LinearResult LinearWorld::Run(const StepRows& rows) {
   const AttentionShape& shape = shape_.attention;
   const std::int64_t tokens = rows.views.tokens;
@@ -142,13 +197,6 @@ LinearResult LinearWorld::Run(const StepRows& rows) {
   const Partial partial = {rig_.In(near.o), rig_.In(near.m), rig_.In(near.l)};
   const View phi_q = rig_.Floats(tokens * q_heads * features_);
   const View lse_far = rig_.Floats(tokens * q_heads);
-  std::vector<std::int32_t> list(static_cast<std::size_t>(heads * (tokens + 1)), -1);
-  std::vector<std::int32_t> counts(static_cast<std::size_t>(heads));
-  for (int h = 0; h < heads; ++h) {
-    for (std::int32_t t = 0; t < tokens; ++t) {
-      if (Listed(rows, t, h)) list[h * (tokens + 1) + counts[h]++] = t;
-    }
-  }
   LinearResult result;
   const View table = {states_.base.buffer, 0};
   rig_.kernels().LinearAbsorb({linear}, rig_.stream());
@@ -166,7 +214,7 @@ LinearResult LinearWorld::Run(const StepRows& rows) {
   rig_.kernels().FarLinear({.shape = linear,
                             .phi_q = phi_q,
                             .lse_far = lse_far,
-                            .list = {rig_.In(list), rig_.In(counts), tokens + 1},
+                            .list = List(rows, true),
                             .partial = partial,
                             .alone = shape_.all},
                            rig_.stream());

@@ -49,7 +49,7 @@ struct LinearResult {
   std::vector<float> absorbed;  // the table of states after LinearAbsorb
   std::vector<float> after_odds;
   std::vector<float> states;  // and after FarLinear
-  std::vector<float> phi_q, lse_far;
+  std::vector<float> phi_q, lse_far, near_stats;
   HostPartial partial;
 };
 
@@ -71,6 +71,10 @@ class LinearWorld {
 
   // LinearAbsorb, LinearOdds and FarLinear.
   LinearResult Run(const StepRows& rows);
+  // A whole step: Near with statistics, the odds, then far full attention of eligible rows that are
+  // not listed and linear of those that are; as pairs or one by one. Of the result: all but
+  // `absorbed` and `after_odds`.
+  LinearResult Step(const StepRows& rows, bool pairs);
   // LinearAbsorb and FarLinear of no row, as where nothing is decided; the table of states after.
   std::vector<float> Follow(const StepRows& rows);
   // P0 of the rows: a function of (sequence, position) only.
@@ -90,6 +94,8 @@ class LinearWorld {
 
  private:
   LinearShape Shape(const StepRows& rows) const;
+  // Of eligible rows that are listed, or of those that are not.
+  WorkList List(const StepRows& rows, bool listed);
   int Slot(int sequence) const {
     return static_cast<int>(shape_.attention.sequences.size()) - sequence;
   }
