@@ -1,6 +1,5 @@
 // LinearAbsorb, LinearOdds, FarLinear: states, odds and merges against their formulas in double;
-// states bit for bit independent of the steps that built them,
-// and pairs of ops of their being pairs.
+// states bit for bit independent of the steps that built them, and pairs of ops of being pairs.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -357,22 +356,17 @@ TEST_P(LinearAttentionTest, StatesFollowStepsWithoutOdds) {
 
 // Whatever a backend runs side by side.
 TEST_P(LinearAttentionTest, PairsOfOpsGiveTheBitsOfOneAfterTheOther) {
-  for (const int threads : {1, 3}) {
-    BackendParam param = GetParam();
-    param.threads = threads;
-    Rig rig(param);
-    for (const LinearCase& shape : ForThisRun(Cases())) {
-      LinearWorld one_world(rig, shape, 16), pair_world(rig, shape, 16);
-      const auto rows = [&](LinearWorld& world) {
-        return world.Rows(shape.attention.sequences, Fresh(shape));
-      };
-      const LinearResult one = one_world.Step(rows(one_world), false);
-      const LinearResult pair = pair_world.Step(rows(pair_world), true);
-      const std::string what = absl::StrCat(shape.Name(), ", ", threads, " threads");
-      ExpectSame(pair.states, one.states, what + ": states");
-      ExpectSame(pair.near_stats, one.near_stats, what + ": statistics");
-      ExpectSameRows(pair, one, what);
-    }
+  Rig rig(GetParam());
+  for (const LinearCase& shape : ForThisRun(Cases())) {
+    LinearWorld one_world(rig, shape, 16), pair_world(rig, shape, 16);
+    const auto rows = [&](LinearWorld& world) {
+      return world.Rows(shape.attention.sequences, Fresh(shape));
+    };
+    const LinearResult one = one_world.Step(rows(one_world), false);
+    const LinearResult pair = pair_world.Step(rows(pair_world), true);
+    ExpectSame(pair.states, one.states, shape.Name() + ": states");
+    ExpectSame(pair.near_stats, one.near_stats, shape.Name() + ": statistics");
+    ExpectSameRows(pair, one, shape.Name());
   }
 }
 
