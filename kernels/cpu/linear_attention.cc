@@ -320,12 +320,15 @@ std::int64_t LongestList(const WorkList& list, int heads) {
   return entries;
 }
 
+std::int64_t CopyFloats(const Layer& layer, const LinearPlan& plan) {
+  return std::int64_t{plan.copy_count} * layer.heads * layer.features * layer.padded;
+}
+
 // Features of keys, copies of states, factors.
 float* FarScratch(const Layer& layer, const LinearPlan& plan, std::int64_t factors,
                   OpContext& context) {
-  const std::int64_t copies =
-      std::int64_t{plan.copy_count} * layer.heads * layer.features * layer.padded;
-  return LinearScratch(context, KeyStore::Floats(layer, plan, true) + copies + 2 * factors);
+  return LinearScratch(context,
+                       KeyStore::Floats(layer, plan, true) + CopyFloats(layer, plan) + 2 * factors);
 }
 
 }  // namespace
@@ -342,9 +345,7 @@ FarLinearJob::FarLinearJob(const FarLinearArgs& args, OpContext& context)
       store_(layer_, plan_, memory_, true),
       copies_(memory_ + KeyStore::Floats(layer_, plan_, true)) {
   if (plan_.path_count == 0) return;
-  const std::int64_t copies =
-      std::int64_t{plan_.copy_count} * layer_.heads * layer_.features * layer_.padded;
-  float* const after = copies_ + copies;
+  float* const after = copies_ + CopyFloats(layer_, plan_);
   factors_ = {after, after + layer_.heads * entries_ * layer_.group, entries_};
   const std::int64_t units = std::int64_t{plan_.group_count} * layer_.heads;
   parts_ = StateParts(layer_, units, context.pool.threads());
