@@ -3,6 +3,7 @@
 #include "kernels/cpu/attention_plan.h"
 #include "kernels/cpu/attention_tile.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/cpu/run_jobs.h"
 
 namespace metattn::cpu::METATTN_ISA {
 
@@ -24,9 +25,7 @@ AttentionJob FarFullJob(const FarFullArgs& args, OpContext& context) {
 }
 
 void FarFull(const FarFullArgs& args, OpContext& context) {
-  const AttentionJob job = FarFullJob(args, context);
-  context.pool.ParallelFor(
-      job.units(), 1, [&](std::int64_t unit, std::int64_t, int worker) { job.Run(unit, worker); });
+  RunJob(FarFullJob(args, context), context);
 }
 
 }  // namespace metattn::cpu::METATTN_ISA

@@ -3,6 +3,7 @@
 #include "kernels/cpu/attention_plan.h"
 #include "kernels/cpu/attention_tile.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/cpu/run_jobs.h"
 #include "kernels/cpu/vec.h"
 
 namespace metattn::cpu::METATTN_ISA {
@@ -24,11 +25,7 @@ AttentionJob NearJob(const NearArgs& args, OpContext& context) {
   return {plan, task, context};
 }
 
-void Near(const NearArgs& args, OpContext& context) {
-  const AttentionJob job = NearJob(args, context);
-  context.pool.ParallelFor(
-      job.units(), 1, [&](std::int64_t unit, std::int64_t, int worker) { job.Run(unit, worker); });
-}
+void Near(const NearArgs& args, OpContext& context) { RunJob(NearJob(args, context), context); }
 
 void Normalize(const NormalizeArgs& args, OpContext& context) {
   constexpr std::int64_t kChunk = 64;

@@ -16,6 +16,7 @@
 #include "kernels/cpu/page_products.h"
 #include "kernels/cpu/pages.h"
 #include "kernels/cpu/row_products.h"
+#include "kernels/cpu/run_jobs.h"
 #include "kernels/cpu/tile_product.h"
 #include "kernels/cpu/vec.h"
 
@@ -382,8 +383,7 @@ void FarLinearJob::Finish() const {
 
 void FarLinear(const FarLinearArgs& args, OpContext& context) {
   const FarLinearJob job(args, context);
-  context.pool.ParallelFor(
-      job.units(), 1, [&](std::int64_t unit, std::int64_t, int worker) { job.Run(unit, worker); });
+  RunJob(job, context);
   job.Finish();
 }
 

@@ -11,6 +11,7 @@
 #include "kernels/cpu/linear_state.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/page_products.h"
+#include "kernels/cpu/run_jobs.h"
 #include "kernels/cpu/tile_product.h"
 #include "kernels/cpu/vec.h"
 #include "kernels/cpu/vec_log.h"
@@ -171,8 +172,7 @@ void OddsJob::Finish() const {
 
 void LinearOdds(const LinearOddsArgs& args, OpContext& context) {
   const OddsJob job(args, context);
-  context.pool.ParallelFor(
-      job.units(), 1, [&](std::int64_t unit, std::int64_t, int worker) { job.Run(unit, worker); });
+  RunJob(job, context);
   job.Finish();
 }
 

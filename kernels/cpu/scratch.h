@@ -1,5 +1,5 @@
-// Grow-only scratch memory of one Kernels instance: areas shared by an op's threads, one per
-// worker.
+// Grow-only scratch memory of one Kernels instance: two areas that an op's threads share
+// (SharedArea), one per worker.
 //
 // Ownership: owns its memory; a pointer is good until the next call with more bytes or until the op
 // ends. Thread safety: Shared from the calling thread outside ParallelFor; Worker(w) from worker w.
