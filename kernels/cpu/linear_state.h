@@ -5,6 +5,7 @@
 // Included only by sources compiled with -DMETATTN_ISA. Cost: see linear_attention.cc.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "kernels/cpu/feature_map.h"

@@ -9,6 +9,7 @@
 // Address arithmetic only; borrows everything. Included by sources compiled per instruction set.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "kernels/cpu/vec.h"

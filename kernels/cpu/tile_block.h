@@ -11,6 +11,7 @@
 // load per 1.6 dot products of vectors.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "kernels/cpu/vec.h"
