@@ -59,6 +59,18 @@ struct SpanPartial {
 // As kept for a later merge: o [D], then m, l, t, sink.
 METATTN_INLINE std::int64_t PartialFloats(int padded) { return padded + 16; }
 
+// Up to kLanes spans of one query as kept, `stride` floats apart.
+struct KeptSpans {
+  const float* first;
+  std::int64_t stride;
+  int count;
+};
+
+// How a span is merged: o = keep o + add span.o, about the maximum `largest`.
+struct MergeFactors {
+  float largest, keep, add;
+};
+
 class TileRunner {
  public:
   TileRunner(const AttentionPlan& plan, const AttentionTask& task, std::byte* scratch)
@@ -134,11 +146,12 @@ class TileRunner {
   void MergeUnits(const Tile& tile, const float* partials) {
     Prepare(tile);
     if (task_.fresh) Clear(tile);
-    for (int i = 0; i < tile.spans; ++i) {
-      ForEachQuery(tile, [&](int, std::int64_t index, bool stats) {
-        const float* of = partials + shape_.padded;
-        Merge(index, stats, {partials, of[0], of[1], of[2], of[3]});
-        partials += PartialFloats(shape_.padded);
+    const std::int64_t floats = PartialFloats(shape_.padded);
+    for (int first = 0; first < tile.spans; first += kLanes) {
+      const int spans = Smaller(kLanes, tile.spans - first);
+      ForEachQuery(tile, [&](int query, std::int64_t index, bool stats) {
+        const float* of = partials + (std::int64_t{first} * shape_.queries + query) * floats;
+        MergeSpans(index, stats, {of, shape_.queries * floats, spans});
       });
     }
     FinishStats(tile);
@@ -317,24 +330,67 @@ class TileRunner {
   // Adds a span to the output.
   void Merge(std::int64_t index, bool stats, const SpanPartial& span) {
     if (span.m == kMinusInfinity) return;  // the row reads nothing there
-    float* out_o = task_.partial.o.As<float>() + index * shape_.head_dim;
-    float* out_m = task_.partial.m.As<float>() + index;
-    float* out_l = task_.partial.l.As<float>() + index;
-    const float largest = Larger(*out_m, span.m);
-    const float keep = ExpOne(*out_m - largest), add = ExpOne(span.m - largest);
+    const float m = task_.partial.m.As<float>()[index];
+    const float largest = Larger(m, span.m);
+    const MergeFactors by = {largest, ExpOne(m - largest), ExpOne(span.m - largest)};
+    MergeSums(index, stats, span, by);
+    float* out = task_.partial.o.As<float>() + index * shape_.head_dim;
     for (int d = 0; d < shape_.head_dim; d += kLanes) {
       const int n = Smaller(kLanes, shape_.head_dim - d);
-      const F32v sum = Fma(Load(span.o + d), Set(add), Mul(LoadN(out_o + d, n), Set(keep)));
-      StoreN(out_o + d, sum, n);
+      StoreN(out + d, MergeVector(LoadN(out + d, n), span.o + d, by), n);
     }
+  }
+
+  // Adds spans in their order: to the bit as one by one, but their exponentials are made together
+  // and o stays in registers. Other threads have just written them.
+  void MergeSpans(std::int64_t index, bool stats, const KeptSpans& kept) {
+    SpanPartial spans[kLanes];
+    float own[kLanes] = {}, before[kLanes] = {}, largest[kLanes] = {};
+    float m = task_.partial.m.As<float>()[index];
+    int count = 0;
+    for (int i = 0; i < kept.count; ++i) {
+      const float* o = kept.first + i * kept.stride;
+      const float* of = o + shape_.padded;
+      for (int d = 0; d < shape_.padded; d += 16) __builtin_prefetch(o + d);
+      if (of[0] == kMinusInfinity) continue;  // the row reads nothing there
+      before[count] = m;
+      largest[count] = m = Larger(m, of[0]);
+      own[count] = of[0];
+      spans[count++] = {o, of[0], of[1], of[2], of[3]};
+    }
+    float keep[kLanes], add[kLanes];
+    Store(keep, Exp(Sub(Load(before), Load(largest))));
+    Store(add, Exp(Sub(Load(own), Load(largest))));
+    for (int i = 0; i < count; ++i) {
+      MergeSums(index, stats, spans[i], {largest[i], keep[i], add[i]});
+    }
+    float* out = task_.partial.o.As<float>() + index * shape_.head_dim;
+    for (int d = 0; d < shape_.head_dim; d += kLanes) {
+      const int n = Smaller(kLanes, shape_.head_dim - d);
+      F32v o = LoadN(out + d, n);
+      for (int i = 0; i < count; ++i) {
+        o = MergeVector(o, spans[i].o + d, {largest[i], keep[i], add[i]});
+      }
+      StoreN(out + d, o, n);
+    }
+  }
+
+  static F32v MergeVector(F32v o, const float* span, const MergeFactors& by) {
+    return Fma(Load(span), Set(by.add), Mul(o, Set(by.keep)));
+  }
+
+  // All of a span but o.
+  void MergeSums(std::int64_t index, bool stats, const SpanPartial& span, const MergeFactors& by) {
+    float& m = task_.partial.m.As<float>()[index];
+    float& l = task_.partial.l.As<float>()[index];
     if (stats) {
       float* to = task_.stats + 2 * index;
-      const float kept = *out_m == kMinusInfinity ? 0.0f : to[1] + *out_l * (*out_m - largest);
-      to[1] = kept * keep + (span.t + span.l * (span.m - largest)) * add;
+      const float kept = m == kMinusInfinity ? 0.0f : to[1] + l * (m - by.largest);
+      to[1] = kept * by.keep + (span.t + span.l * (span.m - by.largest)) * by.add;
       AddSink(span.sink, to);
     }
-    *out_m = largest;
-    *out_l = *out_l * keep + span.l * add;
+    m = by.largest;
+    l = l * by.keep + span.l * by.add;
   }
 
   static void AddSink(float sink, float* to) {

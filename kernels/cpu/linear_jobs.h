@@ -36,17 +36,6 @@ class OddsJob {
   std::int64_t units_ = 0;
 };
 
-// Per listed row and query head: o = keep o + add (phi(q) S).
-struct Factors {
-  float* keep = nullptr;  // [H, capacity, g]
-  float* add = nullptr;
-  std::int64_t capacity = 0;
-
-  std::int64_t At(const Layer& layer, int head, int entry) const {
-    return (head * capacity + entry) * layer.group;
-  }
-};
-
 // Bodies: linear_attention.cc.
 class FarLinearJob {
  public:
@@ -61,9 +50,17 @@ class FarLinearJob {
  private:
   friend class FarUnit;
 
+  // m and l of the g queries of a listed row and KV head.
+  struct Sums {
+    float* m;
+    float* l;
+  };
+
   float* Copy(const StatePath& path, int taken, int head) const;
   void AdvanceStates() const;
-  void MergeWeights(int head, int entry) const;
+  void CutUnits();
+  int ListedHead(std::int64_t i) const;
+  Sums After(int head, int entry) const;
 
   const FarLinearArgs& args_;
   OpContext& context_;
@@ -73,8 +70,10 @@ class FarLinearJob {
   float* const memory_;
   const KeyStore store_;
   float* copies_ = nullptr;  // [copies, H, f, D]: states before and after blocks that a path takes
-  Factors factors_;
-  int parts_ = 1;  // of the columns of rows' values; with one a unit makes its rows' factors itself
+  float* after_ = nullptr;   // [2, H, entries, g]: m and l as they are once rows have been merged
+  int listed_heads_ = 0;     // KV heads with rows in the list
+  std::int64_t whole_ = 0;   // units with all columns; after them those of a part
+  int parts_ = 1;
   std::int64_t units_ = 0;
 };
 

@@ -21,6 +21,9 @@ struct Columns {
   int depth, columns;
 };
 
+// How far ahead B is asked for: what a thread reads while a line is on its way, twice.
+inline constexpr int kAheadLines = 48;
+
 template <int QB, int kVectors>
 METATTN_INLINE void ProductBlock(const float* const* a, const Columns& with, int first, float* c,
                                  std::int64_t c_stride) {
@@ -29,10 +32,11 @@ METATTN_INLINE void ProductBlock(const float* const* a, const Columns& with, int
     for (int v = 0; v < kVectors; ++v) acc[i][v] = Zero();
   }
   const float* row = with.b + first;
+  [[maybe_unused]] const std::int64_t ahead = kAheadLines / kVectors * with.stride;
   for (int k = 0; k < with.depth; ++k, row += with.stride) {
     for (int v = 0; v < kVectors; ++v) {
-      // Few rows: B comes from memory, in lines that are next to each other.
-      if constexpr (QB <= kPrefetchQueries) __builtin_prefetch(row + 512 + v * kLanes, 0, 3);
+      // Few rows: B comes from memory.
+      if constexpr (QB <= kPrefetchQueries) __builtin_prefetch(row + ahead + v * kLanes, 0, 2);
       b[v] = Load(row + v * kLanes);
     }
     for (int i = 0; i < QB; ++i) {

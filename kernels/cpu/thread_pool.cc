@@ -81,11 +81,10 @@ void ThreadPool::Run(std::int64_t n, std::int64_t chunk, Function function, void
 void ThreadPool::Divide(const Job& job) {
   const std::int64_t chunks = (job.n + job.chunk - 1) / job.chunk;
   const auto shares = static_cast<std::int64_t>(shares_.size());
-  std::int64_t begin = 0;
   for (std::int64_t i = 0; i < shares; ++i) {
     Share& share = shares_[static_cast<std::size_t>(i)];
-    share.next.store(begin, std::memory_order_relaxed);
-    share.end = begin += chunks / shares + (i < chunks % shares ? 1 : 0);
+    share.next.store(ShareBegin(chunks, shares, i), std::memory_order_relaxed);
+    share.end = ShareBegin(chunks, shares, i + 1);
   }
 }
 

@@ -30,6 +30,12 @@ class ThreadPool {
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
+  // Where share i of `shares` of `count` chunks begins; i = shares: where the last one ends.
+  static std::int64_t ShareBegin(std::int64_t count, std::int64_t shares, std::int64_t i) {
+    const std::int64_t larger = count % shares;
+    return count / shares * i + (i < larger ? i : larger);
+  }
+
   // Calls body(begin, end, worker) for consecutive pieces of [0, n), each `chunk` long (the last
   // may be shorter), on any thread in any order, and returns when all are done. Worker w starts
   // with the w-th of threads() equal shares and helps others when that is finished, so that a job
