@@ -14,7 +14,7 @@
 namespace metattn::cpu::METATTN_ISA {
 namespace {
 
-constexpr int kAheadWords = 2048;  // W of decode comes from memory
+constexpr int kAheadWords = 1024;  // W of decode comes from memory
 constexpr float kShared = 80.0f;   // largest minus smallest y for which one exponential does
 
 METATTN_INLINE F32v EluPlusOne(F32v x) {  // exp(min(x, 0)) + max(x, 0)

@@ -36,11 +36,6 @@ class OddsUnit {
   }
 
   void Run(int q_head, const std::int32_t* rows, int count) {
-    if (count == 1) {  // z is wanted when phi(q) is there
-      const float* z =
-          store_.Z(*Locate(layer_, store_.plan, rows[0]).path, q_head / layer_.group, 0);
-      for (int f = 0; f < layer_.features; f += 16) __builtin_prefetch(z + f);
-    }
     MakeFeatures(q_head, rows, count);
     const std::int64_t q_heads = std::int64_t{layer_.heads} * layer_.group;
     float weight[kRowsPerUnit];
