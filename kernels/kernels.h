@@ -14,6 +14,7 @@
 // head, d head size; act: values of the backend's activation_dtype().
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>

@@ -4,6 +4,7 @@
 // Parse. The bytes must outlive the object.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
