@@ -3,9 +3,10 @@
 // An op first makes the features of the keys it adds, per (block, KV head), with the sums that z
 // needs; then z before each block is a running sum. After that rows need no order:
 // states that take blocks do so first, S += phi(K)^T V, and leave a copy for every group of rows
-// that stands between two blocks; a unit is a group, a KV head and, if there are too few, a part of
-// the columns. Every column of S and of a value is one chain in token and feature order, so neither
-// the cut nor the steps show in a bit. In decode no keys are added and FarLinear hands over once.
+// that stands between two blocks; a unit is a group, a KV head and, where the threads would not
+// share evenly, a part of the columns. Every column of S and of a value is one chain in token and
+// feature order, so neither the cut nor the steps show in a bit. In decode no keys are added and
+// FarLinear hands over once.
 #include <cstdint>
 
 #include "kernels/cpu/feature_map.h"

@@ -36,6 +36,21 @@ TEST_P(ThreadPoolTest, EveryIndexIsVisitedOnceInChunksOfTheSizeAskedFor) {
   }
 }
 
+TEST(ThreadPoolShares, FollowOneAnotherAndDifferByOneAtMost) {
+  for (std::int64_t shares = 1; shares <= 7; ++shares) {
+    for (std::int64_t count = 0; count <= 40; ++count) {
+      EXPECT_EQ(ThreadPool::ShareBegin(count, shares, 0), 0);
+      EXPECT_EQ(ThreadPool::ShareBegin(count, shares, shares), count);
+      for (std::int64_t i = 0; i < shares; ++i) {
+        const std::int64_t size =
+            ThreadPool::ShareBegin(count, shares, i + 1) - ThreadPool::ShareBegin(count, shares, i);
+        EXPECT_GE(size, count / shares) << count << " in " << shares;
+        EXPECT_LE(size, (count + shares - 1) / shares) << count << " in " << shares;
+      }
+    }
+  }
+}
+
 TEST_P(ThreadPoolTest, NoTwoThreadsShareAWorkerNumber) {
   std::vector<std::atomic<int>> inside(static_cast<std::size_t>(pool_.threads()));
   std::atomic<int> wrong{0};
