@@ -182,7 +182,8 @@ class FarUnit {
   // last to have read the old ones.
   void MakeFactors(int head, int entry, int at) {
     const Place place = PlaceOf(head, entry);
-    const std::int64_t index = Index(head, entry, 0);
+    const std::int64_t row = RowOf(head, entry);
+    const std::int64_t index = (row * layer_.heads + head) * layer_.group;  // of no query, perhaps
     const float* phi_q = args_.phi_q.As<float>() + index * layer_.features;
     const FarLinearJob::Sums after = job_.After(head, entry);
     for (int j = 0; j < layer_.group; j += kLanes) {
