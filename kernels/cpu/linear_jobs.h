@@ -73,7 +73,7 @@ class FarLinearJob {
   float* after_ = nullptr;   // [2, H, entries, g]: m and l as they are once rows have been merged
   int listed_heads_ = 0;     // KV heads with rows in the list
   std::int64_t whole_ = 0;   // units with all columns; after them those of a part
-  int parts_ = 1;
+  int parts_ = 1;            // into which their columns are cut
   std::int64_t units_ = 0;
 };
 

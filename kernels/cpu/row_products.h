@@ -21,7 +21,8 @@ struct Columns {
   int depth, columns;
 };
 
-// How far ahead B is asked for: what a thread reads while a line is on its way, twice.
+// How far ahead B is asked for. Of half the columns of a state, one row: 16 lines ahead 5.1 us for
+// FarLinear of three heads, 48 lines 4.2, 96 and more 4.6.
 inline constexpr int kAheadLines = 48;
 
 template <int QB, int kVectors>

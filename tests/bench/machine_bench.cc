@@ -36,6 +36,11 @@ constexpr std::int64_t kChunk = std::int64_t{1} << 20;
   std::exit(2);
 }
 
+[[noreturn]] void Fail(const char* what) {
+  std::fprintf(stderr, "machine_bench: %s\n", what);
+  std::exit(1);
+}
+
 double Since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
@@ -66,7 +71,7 @@ using Memory = std::unique_ptr<std::uint64_t, Free>;
 
 Memory Touched() {
   Memory memory(static_cast<std::uint64_t*>(std::aligned_alloc(std::size_t{2} << 20, kBytes)));
-  if (memory == nullptr) Usage("no memory");
+  if (memory == nullptr) Fail("no memory for 256 MiB to read");
   madvise(memory.get(), kBytes, MADV_HUGEPAGE);
   std::fill_n(memory.get(), kBytes / 8, std::uint64_t{1});
   return memory;
@@ -84,7 +89,7 @@ double Bandwidth(cpu::ThreadPool& pool, const std::uint64_t* memory) {
   const double seconds = Since(start);
   std::uint64_t total = 0;
   for (const std::uint64_t sum : sums) total += sum;
-  if (total != kBytes / 8) Usage("wrong sum");  // also keeps the loop
+  if (total != kBytes / 8) Fail("the sum of what was read is wrong");  // also keeps the loop
   return static_cast<double>(kBytes) / seconds;
 }
 
@@ -110,9 +115,10 @@ int Main(int argc, char** argv) {
   cpu::ThreadPool one(1, true), all(threads, true);
   const Memory memory = Touched();
   for (int round = 0; round < rounds; ++round) {
-    const double hand_over = threads == 1 ? 0.0 : HandOver(all);
+    const double hand_over = all.threads() == 1 ? 0.0 : HandOver(all);
     std::printf("hand-over %4.0f ns  1 thread %5.1f GB/s  %d threads %5.1f GB/s\n", hand_over * 1e9,
-                Bandwidth(one, memory.get()) * 1e-9, threads, Bandwidth(all, memory.get()) * 1e-9);
+                Bandwidth(one, memory.get()) * 1e-9, all.threads(),
+                Bandwidth(all, memory.get()) * 1e-9);
     std::fflush(stdout);
   }
   return 0;

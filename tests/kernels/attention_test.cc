@@ -31,6 +31,7 @@ std::vector<AttentionShape> Shapes() {
       {.heads = 1, .group = 100, .head_dim = 64, .sequences = {{300, 2}}},
       {.heads = 2, .group = 70, .head_dim = 32, .window = 64, .sequences = {{600, 1}, {90, 1}}},
       {.heads = 1, .group = 2, .sinks = 300, .window = 40, .sequences = {{880, 1}, {340, 1}}},
+      {.heads = 1, .group = 2, .head_dim = 16, .window = 64, .sequences = {{4700, 1}}},
       {.heads = 0, .group = 3, .sequences = {{10, 3}}},
       {.heads = 2, .group = 0, .sequences = {{10, 3}}},
       {.heads = 2, .group = 3, .sequences = {}},
