@@ -189,6 +189,9 @@ class Kernels {
   // RESOURCE_EXHAUSTED when memory ends.
   virtual absl::StatusOr<std::unique_ptr<Matrix>> Pack(std::span<const MatrixPart> parts,
                                                        std::int64_t cols) = 0;
+  // Brings W [d, d] bf16 of a query's feature map (y = W q, a row per output) into the order in
+  // which LinearOdds reads it, in place and on the host, before it is copied to the device.
+  virtual void ArrangeQueryMap(std::span<std::uint16_t> /*w*/, int /*head_dim*/) const {}
 
   virtual void Embed(const EmbedArgs& args, Stream& stream) = 0;
   virtual void Norm(const NormArgs& args, Stream& stream) = 0;

@@ -58,7 +58,7 @@ struct LinearAbsorbArgs {
 // are added on the way.
 struct LinearOddsArgs {
   LinearShape shape;
-  View w_q;       // [H*g, d, d] bf16 or absent, as w_k
+  View w_q;       // [H*g] W of d * d bf16, each as ArrangeQueryMap leaves it; absent for elu1
   View log_gain;  // [H*g] f32: g_h
   View kappa;     // [H*g] f32
   View q;         // [T, H*g, d] f32
@@ -140,7 +140,7 @@ struct ControlArgs {
   int last_position = 0;  // of the longest context there is, > 0
   View scalar_mean;       // [H, N] f32
   View scalar_scale;      // [H, N] f32
-  View scalars;           // [H, R, N] f32
+  View scalars;           // [H, N, R] f32
   View bias;              // [H, R] f32
   View out;               // [H, 3, R] f32
   View out_bias;          // [H, 3] f32

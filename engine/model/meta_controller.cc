@@ -27,19 +27,38 @@ std::span<const std::byte> Outer(const TensorInfo& tensor, std::int64_t begin, s
 // i + rotary_dim / 2), so that one controller serves every file of a model. Where the model keeps
 // its pairs side by side, the columns move along: to 2i comes i, to 2i + 1 comes i + rotary_dim
 // / 2.
-std::vector<std::byte> InterleaveColumns(std::span<const std::byte> maps, const ModelConfig& c) {
-  std::vector<std::byte> moved(maps.begin(), maps.end());
+void InterleaveColumns(std::span<std::uint16_t> maps, const ModelConfig& c) {
   const auto d = static_cast<std::size_t>(c.head_dim);
   const auto half = static_cast<std::size_t>(c.rotary_dim) / 2;
-  constexpr std::size_t kBytes = 2;  // bf16
-  for (std::size_t row = 0; row < maps.size(); row += d * kBytes) {
-    for (std::size_t to = 0; to < 2 * half; ++to) {
-      const std::size_t from = to % 2 == 0 ? to / 2 : half + to / 2;
-      std::copy_n(maps.begin() + static_cast<std::ptrdiff_t>(row + from * kBytes), kBytes,
-                  moved.begin() + static_cast<std::ptrdiff_t>(row + to * kBytes));
+  std::vector<std::uint16_t> stored(d);
+  for (std::size_t at = 0; at < maps.size(); at += d) {
+    const std::span<std::uint16_t> row = maps.subspan(at, d);
+    std::copy(row.begin(), row.end(), stored.begin());
+    for (std::size_t i = 0; i < half; ++i) {
+      row[2 * i] = stored[i];
+      row[2 * i + 1] = stored[half + i];
     }
   }
-  return moved;
+}
+
+std::vector<std::uint16_t> FeatureMaps(std::span<const std::byte> stored, const ModelConfig& c) {
+  std::vector<std::uint16_t> maps(stored.size() / sizeof(std::uint16_t));
+  std::copy(stored.begin(), stored.end(), std::as_writable_bytes(std::span(maps)).begin());
+  if (c.rope_interleaved) InterleaveColumns(maps, c);
+  return maps;
+}
+
+// Matrices [rows, columns] f32, one after the other, to [columns, rows] each.
+std::vector<float> Transposed(std::span<const std::byte> stored, std::int64_t rows,
+                              std::int64_t columns) {
+  std::vector<float> from(stored.size() / sizeof(float)), to;
+  std::copy(stored.begin(), stored.end(), std::as_writable_bytes(std::span(from)).begin());
+  for (auto matrix = from.begin(); matrix != from.end(); matrix += rows * columns) {
+    for (std::int64_t c = 0; c < columns; ++c) {
+      for (std::int64_t r = 0; r < rows; ++r) to.push_back(matrix[r * columns + c]);
+    }
+  }
+  return to;
 }
 
 // `count` copies of the bytes, one after the other.
@@ -63,8 +82,6 @@ MatrixPart ProjectionPart(std::span<const std::byte> bf16, std::int64_t rows,
   }
   return {DType::kBF16, bf16.data(), rows, BytesFor(DType::kBF16, cols)};
 }
-
-bool IsFeatureMap(std::string_view name) { return name == "linear.w_q" || name == "linear.w_k"; }
 
 }  // namespace
 
@@ -118,12 +135,30 @@ absl::StatusOr<std::unique_ptr<MetaController>> MetaController::Create(
   controller->layers_.resize(static_cast<std::size_t>(config.layers));
   UploadTogether tensors;
   for (int layer = 0; layer < config.layers; ++layer) {
+    controller->LoadFeatureMaps(file, layer, slice, tensors);
     controller->LoadLayer(file, layer, slice, tensors);
     METATTN_RETURN_IF_ERROR(controller->LoadProjection(file, layer, slice));
   }
   METATTN_RETURN_IF_ERROR(tensors.Finish(kernels.device(), &controller->tensors_));
   METATTN_RETURN_IF_ERROR(controller->Allocate());
   return controller;
+}
+
+void MetaController::LoadFeatureMaps(const ControllerFile& file, int index, const Slice& slice,
+                                     UploadTogether& tensors) {
+  const TensorInfo* keys = file.Find(index, "linear.w_k");
+  const TensorInfo* queries = file.Find(index, "linear.w_q");
+  if (keys == nullptr || queries == nullptr) return;  // elu1 has no maps
+  Layer& layer = layers_[static_cast<std::size_t>(index)];
+  const std::int64_t h0 = slice.head_begin, h1 = slice.head_end, g = config_->group();
+  std::vector<std::uint16_t> maps = FeatureMaps(Outer(*keys, h0, h1), *config_);
+  tensors.Add(std::as_bytes(std::span(maps)), &layer.w_k);
+  maps = FeatureMaps(Outer(*queries, h0 * g, h1 * g), *config_);
+  const auto size = static_cast<std::size_t>(config_->head_dim * config_->head_dim);
+  for (std::size_t at = 0; at < maps.size(); at += size) {
+    kernels_->ArrangeQueryMap(std::span(maps).subspan(at, size), config_->head_dim);
+  }
+  tensors.Add(std::as_bytes(std::span(maps)), &layer.w_q);
 }
 
 void MetaController::LoadLayer(const ControllerFile& file, int index, const Slice& slice,
@@ -135,9 +170,6 @@ void MetaController::LoadLayer(const ControllerFile& file, int index, const Slic
     std::int64_t begin, end;
     View* to;
   } wanted[] = {
-      // in the order in which a step reads them
-      {"linear.w_k", h0, h1, &layer.w_k},
-      {"linear.w_q", h0 * g, h1 * g, &layer.w_q},
       {"linear.log_gain", h0 * g, h1 * g, &layer.log_gain},
       {"linear.kappa", h0 * g, h1 * g, &layer.kappa},
       {"controller.scalar_mean", h0, h1, &layer.scalar_mean},
@@ -150,14 +182,15 @@ void MetaController::LoadLayer(const ControllerFile& file, int index, const Slic
   };
   for (const auto& w : wanted) {
     const TensorInfo* tensor = file.Find(index, w.name);
-    if (tensor == nullptr) continue;  // elu1 has no maps
-    if (spec_.per_token && std::string_view(w.name).starts_with("controller.")) {
-      tensors.Add(Repeat(tensor->data, h1 - h0), w.to);
-      continue;
+    const bool token = spec_.per_token && std::string_view(w.name).starts_with("controller.");
+    std::span<const std::byte> part = token ? tensor->data : Outer(*tensor, w.begin, w.end);
+    std::vector<float> by_scalar;
+    if (w.to == &layer.scalars) {
+      by_scalar = Transposed(part, spec_.width, ControlScalars(spec_.features, config_->group()));
+      part = std::as_bytes(std::span(by_scalar));
     }
-    const std::span<const std::byte> part = Outer(*tensor, w.begin, w.end);
-    if (config_->rope_interleaved && IsFeatureMap(w.name)) {
-      tensors.Add(InterleaveColumns(part, *config_), w.to);
+    if (token) {
+      tensors.Add(Repeat(part, h1 - h0), w.to);
     } else {
       tensors.Add(part, w.to);
     }

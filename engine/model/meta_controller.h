@@ -87,6 +87,9 @@ class MetaController {
   MetaController(const ControllerSpec& spec, const ModelConfig& config, int heads,
                  const MetaControllerShape& shape, Kernels& kernels)
       : spec_(spec), config_(&config), heads_(heads), shape_(shape), kernels_(&kernels) {}
+  // Both in the order in which a step reads the tensors, the maps first.
+  void LoadFeatureMaps(const ControllerFile& file, int index, const Slice& slice,
+                       UploadTogether& tensors);
   void LoadLayer(const ControllerFile& file, int index, const Slice& slice,
                  UploadTogether& tensors);
   absl::Status Allocate();

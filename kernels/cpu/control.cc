@@ -1,11 +1,10 @@
 // The meta-controller's decisions.
 //
 // A row: scalars of all its query heads side by side (a lane is a query head), then per KV head the
-// hidden layer (a lane is a hidden unit; the weights of the scalars are transposed once per call,
-// so that each scalar is one broadcast and R / lanes multiply-adds) and three dot products. Rows
-// are taken kLanes (row, KV head) pairs at a time for what follows e: a lane is a pair there, so
-// that the exponentials and logarithms of concentrations cost a fraction of a call each. One row of
-// 3 KV heads, as in decode, is one such set.
+// hidden layer (a lane is a hidden unit, so that each scalar is one broadcast and R / lanes
+// multiply-adds) and three dot products. Rows are taken kLanes (row, KV head) pairs at a time for
+// what follows e: a lane is a pair there, so that the exponentials and logarithms of concentrations
+// cost a fraction of a call each. One row of 3 KV heads, as in decode, is one such set.
 //
 // Each lane sees its own pair only and every sum has one order, so a decision does not depend on
 // batch, chunks or threads.
@@ -14,7 +13,6 @@
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/vec.h"
 #include "kernels/cpu/vec_log.h"
-#include "kernels/cpu/vec_words.h"
 #include "kernels/types.h"
 
 namespace metattn::cpu::METATTN_ISA {
@@ -44,25 +42,6 @@ struct Sizes {
   std::int64_t padded_width;    // R in scratch
 };
 
-// [H, R, N] to [H, N, padded R], padding zero, a square at a time.
-void TransposeScalars(const ControlArgs& args, const Sizes& sizes, std::uint32_t* to) {
-  const auto* from = args.scalars.As<std::uint32_t>();
-  const std::int64_t n = sizes.scalars;
-  I32v columns[kLanes];
-  for (int h = 0; h < args.heads; ++h) {
-    for (std::int64_t r = 0; r < args.width; r += kLanes) {
-      for (std::int64_t j = 0; j < n; j += kLanes) {
-        const int rows = static_cast<int>(Smaller<std::int64_t>(kLanes, args.width - r));
-        const int count = static_cast<int>(Smaller<std::int64_t>(kLanes, n - j));
-        TransposePart(from + (h * args.width + r) * n + j, static_cast<int>(n), rows, count,
-                      columns);
-        std::uint32_t* out = to + (h * n + j) * sizes.padded_width + r;
-        for (int i = 0; i < count; ++i) StoreWords(out + i * sizes.padded_width, columns[i]);
-      }
-    }
-  }
-}
-
 // e and what the decision needs beside it of up to kLanes (row, KV head) pairs.
 struct Pairs {
   float e[kMechanisms][kLanes] = {};
@@ -74,10 +53,11 @@ struct Pairs {
 
 class Controller {
  public:
-  Controller(const ControlArgs& args, const Sizes& sizes, const float* transposed, float* scratch)
-      : args_(args), sizes_(sizes), transposed_(transposed), u_(scratch) {
-    hidden_ = u_ + args.heads * sizes.padded_scalars;
-  }
+  Controller(const ControlArgs& args, const Sizes& sizes, float* scratch)
+      : args_(args),
+        sizes_(sizes),
+        u_(scratch),
+        hidden_(scratch + args.heads * sizes.padded_scalars) {}
 
   static std::int64_t ScratchFloats(const ControlArgs& args, const Sizes& sizes) {
     return args.heads * (sizes.padded_scalars + sizes.padded_width);
@@ -214,15 +194,15 @@ class Controller {
   void Hidden(std::int64_t t) {
     const std::int64_t width = args_.width, n = sizes_.scalars;
     const float* projected = args_.projected.As<float>() + t * (width + 3 * args_.heads);
-    const float* weights = transposed_;
-    for (int h = 0; h < args_.heads; ++h, weights += n * sizes_.padded_width) {
+    const float* weights = args_.scalars.As<float>();
+    for (int h = 0; h < args_.heads; ++h, weights += n * width) {
       const float* bias = args_.bias.As<float>() + h * width;
       const float* u = u_ + h * sizes_.padded_scalars;
       for (std::int64_t r = 0; r < width; r += kLanes) {
         const int count = static_cast<int>(Smaller<std::int64_t>(kLanes, width - r));
         F32v sum = Add(LoadN(projected + r, count), LoadN(bias + r, count));
         for (std::int64_t j = 0; j < n; ++j) {
-          sum = Fma(Set(u[j]), Load(weights + j * sizes_.padded_width + r), sum);
+          sum = Fma(Set(u[j]), LoadN(weights + j * width + r, count), sum);
         }
         Store(hidden_ + h * sizes_.padded_width + r, sum);
       }
@@ -351,9 +331,8 @@ class Controller {
 
   const ControlArgs& args_;
   const Sizes& sizes_;
-  const float* const transposed_;
-  float* const u_;  // [H, padded N]
-  float* hidden_;   // [H, padded R]
+  float* const u_;       // [H, padded N]
+  float* const hidden_;  // [H, padded R]
   Pairs pairs_;
 };
 
@@ -363,17 +342,13 @@ void Control(const ControlArgs& args, OpContext& context) {
   if (args.rows.tokens == 0 || args.heads == 0) return;
   const std::int64_t scalars = ControlScalars(args.features, args.group);
   const Sizes sizes = {scalars, Padded(scalars), Padded(args.width)};
-  auto* transposed = context.scratch.Shared(
-      static_cast<std::size_t>(args.heads * scalars * sizes.padded_width) * sizeof(float));
-  TransposeScalars(args, sizes, reinterpret_cast<std::uint32_t*>(transposed));
   const auto bytes =
       static_cast<std::size_t>(Controller::ScratchFloats(args, sizes)) * sizeof(float);
   const std::int64_t chunk = kChunkPairs / args.heads + 1;
   context.pool.ParallelFor(
       args.rows.tokens, chunk, [&](std::int64_t begin, std::int64_t end, int worker) {
         auto* scratch = reinterpret_cast<float*>(context.scratch.Worker(worker, bytes));
-        Controller(args, sizes, reinterpret_cast<const float*>(transposed), scratch)
-            .Run(begin, end);
+        Controller(args, sizes, scratch).Run(begin, end);
       });
 }
 

@@ -12,6 +12,7 @@
 
 #include "absl/status/statusor.h"
 #include "kernels/cpu/op_table.h"
+#include "kernels/cpu/pack.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/thread_pool.h"
 #include "kernels/cpu/weight_arena.h"
@@ -35,6 +36,9 @@ class CpuKernels final : public Kernels {
   absl::StatusOr<std::unique_ptr<Matrix>> Pack(std::span<const MatrixPart> parts,
                                                std::int64_t cols) override;
 
+  void ArrangeQueryMap(std::span<std::uint16_t> w, int head_dim) const override {
+    PackQueryMap(w, head_dim);
+  }
   void Embed(const EmbedArgs& args, Stream& stream) override;
   void Norm(const NormArgs& args, Stream& stream) override;
   void Linear(const LinearArgs& args, Stream& stream) override;

@@ -1,6 +1,6 @@
 // Feature maps. Keys: 16 tokens stand side by side in a page, so W K^T is made with a token per
 // lane and the softmax over outputs runs down the lanes; the result, phi^T, is what the update of a
-// state wants. Queries: an output per lane; W is transposed on the way from bf16 to f32.
+// state wants. Queries: an output per lane; their W lies that way since it was loaded.
 //
 // softmax(y) and softmax(-y) share one exponential per value: taken about the middle of the largest
 // and the smallest y, the one is the inverse of the other, which costs a third of an exponential.
@@ -9,11 +9,11 @@
 #include "kernels/cpu/page_products.h"
 #include "kernels/cpu/pages.h"
 #include "kernels/cpu/row_products.h"
-#include "kernels/cpu/vec_words.h"
 
 namespace metattn::cpu::METATTN_ISA {
 namespace {
 
+constexpr int kOutputs = 64;       // of one query, made at a time in registers
 constexpr int kAheadWords = 1024;  // W of decode comes from memory
 constexpr float kShared = 80.0f;   // largest minus smallest y for which one exponential does
 
@@ -101,6 +101,22 @@ METATTN_INLINE void SoftmaxPairWhole(const float* y, float* phi) {
   }
 }
 
+// kVectors * kLanes outputs y = W q of one query, W in pairs of inputs.
+template <int kVectors>
+METATTN_INLINE void OutputsOf(const std::uint32_t* w, const float* q, int d, float* y) {
+  F32v sum[kVectors];
+  for (int v = 0; v < kVectors; ++v) sum[v] = Zero();
+  for (int i = 0; i < d; i += 2, w += d) {
+    const F32v even = Set(q[i]), odd = Set(q[i + 1]);
+    for (int v = 0; v < kVectors; ++v) {
+      __builtin_prefetch(w + v * kLanes + kAheadWords, 0, 2);
+      sum[v] = Fma(even, EvenBf16(w + v * kLanes), sum[v]);
+      sum[v] = Fma(odd, OddBf16(w + v * kLanes), sum[v]);
+    }
+  }
+  for (int v = 0; v < kVectors; ++v) Store(y + v * kLanes, sum[v]);
+}
+
 }  // namespace
 
 void SoftmaxPair(const float* y, int d, float* phi) {
@@ -145,58 +161,25 @@ void UnpackRows(const std::uint16_t* w, int head_dim, float* out) {
   }
 }
 
-void UnpackColumns(const std::uint16_t* w, int head_dim, float* out) {
-  const int padded = PaddedDim(head_dim), words = head_dim / 2;
-  for (int r = 0; r < padded; r += kLanes) {
-    const int rows = Larger(0, Smaller(kLanes, head_dim - r));
-    const auto* from = reinterpret_cast<const std::uint32_t*>(w) + std::int64_t{r} * words;
-    int p = 0;
-    for (; rows == kLanes && p + kLanes <= words; p += kLanes) {
-      for (int i = 0; i < kLanes; ++i) __builtin_prefetch(from + i * words + p + kAheadWords, 0, 2);
-      I32v columns[kLanes];
-      Transpose(from + p, words, columns);
-      for (int i = 0; i < kLanes; ++i) {
-        Store(out + 2 * (p + i) * padded + r, EvenHalves(columns[i]));
-        Store(out + (2 * (p + i) + 1) * padded + r, OddHalves(columns[i]));
-      }
-    }
-    for (; p < words; ++p) {
-      const I32v column = GatherColumn(from + p, words, rows);
-      Store(out + 2 * p * padded + r, EvenHalves(column));
-      Store(out + (2 * p + 1) * padded + r, OddHalves(column));
+void UnpackPairs(const std::uint32_t* w, int head_dim, float* out) {
+  const int padded = PaddedDim(head_dim);
+  for (int p = 0; p < head_dim / 2; ++p, w += head_dim, out += 2 * padded) {
+    for (int r = 0; r < padded; r += kLanes) {
+      std::uint32_t part[kLanes] = {};
+      for (int i = 0; i < Smaller(kLanes, head_dim - r); ++i) part[i] = w[r + i];
+      Store(out + r, EvenBf16(part));
+      Store(out + padded + r, OddBf16(part));
     }
   }
 }
 
-void OneQueryFeatures(const std::uint16_t* w, const float* q, int head_dim, float* y, float* phi) {
-  const int words = head_dim / 2;
-  for (int r = 0; r < head_dim; r += kLanes) {
-    const auto* from = reinterpret_cast<const std::uint32_t*>(w) + std::int64_t{r} * words;
-    F32v sum = Zero();
-    for (int p = 0; p < words; p += kLanes) {
-      for (int i = 0; i < kLanes; ++i) __builtin_prefetch(from + i * words + p + kAheadWords, 0, 2);
-      I32v columns[kLanes];
-      Transpose(from + p, words, columns);
-      for (int i = 0; i < kLanes; ++i) {
-        sum = Fma(Set(q[2 * (p + i)]), EvenHalves(columns[i]), sum);
-        sum = Fma(Set(q[2 * (p + i) + 1]), OddHalves(columns[i]), sum);
-      }
-    }
-    Store(y + r, sum);
+void OneQueryFeatures(const std::uint32_t* w, const float* q, int head_dim, float* y, float* phi) {
+  int r = 0;
+  for (; r + kOutputs <= head_dim; r += kOutputs) {
+    OutputsOf<kOutputs / kLanes>(w + r, q, head_dim, y + r);
   }
+  for (; r < head_dim; r += kLanes) OutputsOf<1>(w + r, q, head_dim, y + r);
   SoftmaxPair(y, head_dim, phi);
-}
-
-void TransposePairs(const std::uint16_t* w, int head_dim, std::uint32_t* out) {
-  const auto* from = reinterpret_cast<const std::uint32_t*>(w);
-  const int words = head_dim / 2;
-  for (int r = 0; r < head_dim; r += kLanes) {
-    for (int p = 0; p < words; p += kLanes) {
-      I32v columns[kLanes];
-      Transpose(from + r * words + p, words, columns);
-      for (int i = 0; i < kLanes; ++i) StoreWords(out + (p + i) * head_dim + r, columns[i]);
-    }
-  }
 }
 
 void KeyFeatures(const KeySource& keys, float* phi, float* sums) {

@@ -18,12 +18,10 @@ METATTN_INLINE std::uint64_t KeyBits(int first, int end) {
   return first >= end ? 0 : ~std::uint64_t{0} >> (kBlockTokens - end + first) << first;
 }
 
-// W [d, d] bf16 as f32 with rows of D, padding zero: as it lies, and transposed (a row per input).
+// W of keys, [d, d] bf16 with a row per output, as f32 with rows of D, padding zero.
 void UnpackRows(const std::uint16_t* w, int head_dim, float* out);
-void UnpackColumns(const std::uint16_t* w, int head_dim, float* out);
-// W transposed in pairs of inputs, [d / 2, d] words: the B operand of tile_product.h. d is a
-// multiple of 32.
-void TransposePairs(const std::uint16_t* w, int head_dim, std::uint32_t* out);
+// W of queries in pairs of inputs (PackQueryMap), as f32 with a row of D outputs per input.
+void UnpackPairs(const std::uint32_t* w, int head_dim, float* out);
 
 // Keys [first, end) of a page.
 struct KeySource {
@@ -40,16 +38,16 @@ void KeyFeatures(const KeySource& keys, float* phi, float* sums);
 struct QueryMap {
   FeatureMap map;
   int head_dim;
-  const float* weights;  // of UnpackColumns; unused by elu1
+  const float* weights;  // of UnpackPairs; unused by elu1
   float* y;              // room for kQueryBlock * D
 };
 
 // phi of n <= kQueryBlock queries.
 void QueryFeatures(const QueryMap& map, const float* const* q, int n, float* const* phi);
 
-// Hedgehog's phi of one query straight from W, for d a multiple of 2 kLanes; the bits of
+// Hedgehog's phi of one query straight from W in pairs, for d a multiple of kLanes; the bits of
 // QueryFeatures.
-void OneQueryFeatures(const std::uint16_t* w, const float* q, int head_dim, float* y, float* phi);
+void OneQueryFeatures(const std::uint32_t* w, const float* q, int head_dim, float* y, float* phi);
 
 // softmax(y) and softmax(-y) of one vector of d; y is read up to D.
 void SoftmaxPair(const float* y, int head_dim, float* phi);

@@ -66,15 +66,15 @@ class OddsUnit {
 
   void MakeFeatures(int q_head, const std::int32_t* rows, int count) {
     const bool hedgehog = layer_.shape.map == FeatureMap::kHedgehog;
-    const auto* w = args_.w_q.As<std::uint16_t>();
-    if (hedgehog) w += std::int64_t{q_head} * layer_.d * layer_.d;
+    const auto* w = args_.w_q.As<std::uint32_t>();  // pairs
+    if (hedgehog) w += std::int64_t{q_head} * layer_.d * layer_.d / 2;
 #if defined(__AVX512BF16__)
     if (hedgehog && layer_.bf16 && count >= kBf16Rows) return MakeOnTiles(w, q_head, rows, count);
 #endif
-    if (hedgehog && count == 1 && layer_.d % (2 * kLanes) == 0) {
+    if (hedgehog && count == 1 && layer_.d % kLanes == 0) {
       return OneQueryFeatures(w, Query(rows[0], q_head), layer_.d, y_, Phi(rows[0], q_head));
     }
-    if (hedgehog) UnpackColumns(w, layer_.d, weights_);
+    if (hedgehog) UnpackPairs(w, layer_.d, weights_);
     for (int first = 0; first < count; first += kQueryBlock) {
       const int n = Smaller(kQueryBlock, count - first);
       const float* q[kQueryBlock];
@@ -88,16 +88,14 @@ class OddsUnit {
   }
 
 #if defined(__AVX512BF16__)
-  void MakeOnTiles(const std::uint16_t* w, int q_head, const std::int32_t* rows, int count) {
-    auto* pairs = reinterpret_cast<std::uint32_t*>(weights_);
-    TransposePairs(w, layer_.d, pairs);
+  void MakeOnTiles(const std::uint32_t* w, int q_head, const std::int32_t* rows, int count) {
     const int d = layer_.d, rounded = (count + 15) / 16 * 16;
     for (int i = 0; i < rounded; ++i) {  // rows of padding repeat the last one
       NarrowRow(Query(rows[Smaller(i, count - 1)], q_head), d, narrow_ + i * d);
     }
     TileProduct({.a = narrow_,
                  .a_stride = d,
-                 .b = pairs,
+                 .b = w,
                  .b_stride = d,
                  .c = y_,
                  .c_stride = d,
@@ -112,7 +110,7 @@ class OddsUnit {
   const LinearOddsArgs& args_;
   const KeyStore& store_;
   const Layer& layer_;
-  float* weights_;         // [D, D] f32, or as pairs of bf16
+  float* weights_;         // [D, D] f32
   float* y_;               // [kRowsPerUnit, D]
   std::uint16_t* narrow_;  // [kRowsPerUnit, D] queries as bf16
 };

@@ -1,6 +1,7 @@
 #include "kernels/cpu/pack.h"
 
 #include <cstring>
+#include <vector>
 
 namespace metattn::cpu {
 namespace {
@@ -72,6 +73,14 @@ void PackPanel(const PanelSource& s, std::byte* to) {
     } else {
       PackNibbles(s, offset + scales * 2, quants);
     }
+  }
+}
+
+void PackQueryMap(std::span<std::uint16_t> w, int head_dim) {
+  const std::vector<std::uint16_t> rows(w.begin(), w.end());
+  const auto d = static_cast<std::size_t>(head_dim);
+  for (std::size_t r = 0; r < d; ++r) {
+    for (std::size_t i = 0; i < d; ++i) w[(i / 2 * d + r) * 2 + i % 2] = rows[r * d + i];
   }
 }
 

@@ -15,6 +15,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "kernels/types.h"
 
@@ -35,5 +36,10 @@ struct PanelSource {
   int panel_rows = 0;
 };
 void PackPanel(const PanelSource& source, std::byte* to);
+
+// W [d, d] bf16 of a query's feature map, a row per output, to [d / 2][d outputs][2 inputs]: a
+// query is multiplied with the outputs side by side, and products on tiles take it as it lies. d is
+// even.
+void PackQueryMap(std::span<std::uint16_t> w, int head_dim);
 
 }  // namespace metattn::cpu

@@ -35,7 +35,6 @@ METATTN_INLINE constexpr T Larger(T a, T b) {
 #if defined(__AVX512F__)
 
 using F32v = __m512;
-using I32v = __m512i;
 inline constexpr int kLanes = 16;
 
 METATTN_INLINE __mmask16 FirstN(int n) {  // 0 <= n <= kLanes
@@ -57,6 +56,16 @@ METATTN_INLINE F32v Div(F32v a, F32v b) { return _mm512_div_ps(a, b); }
 METATTN_INLINE F32v Max(F32v a, F32v b) { return _mm512_max_ps(a, b); }  // b if either is NaN
 METATTN_INLINE F32v Min(F32v a, F32v b) { return _mm512_min_ps(a, b); }  // b if either is NaN
 METATTN_INLINE F32v Fma(F32v a, F32v b, F32v c) { return _mm512_fmadd_ps(a, b, c); }  // a * b + c
+
+// Relative error below 2e-7 for normal results.
+METATTN_INLINE F32v Reciprocal(F32v x) {
+  const F32v r = _mm512_rcp14_ps(x);
+  return Fma(r, _mm512_fnmadd_ps(x, r, Set(1.0f)), r);
+}
+// Bits of the lanes above a limit.
+METATTN_INLINE std::uint64_t Above(F32v v, float limit) {
+  return _mm512_cmp_ps_mask(v, Set(limit), _CMP_GT_OQ);
+}
 
 METATTN_INLINE float ReduceAdd(F32v v) { return _mm512_reduce_add_ps(v); }
 METATTN_INLINE float ReduceMax(F32v v) { return _mm512_reduce_max_ps(v); }
@@ -102,7 +111,6 @@ METATTN_INLINE F32v Scale2(F32v v, F32v n) { return _mm512_scalef_ps(v, n); }
 #elif defined(__AVX2__)
 
 using F32v = __m256;
-using I32v = __m256i;
 inline constexpr int kLanes = 8;
 
 METATTN_INLINE __m256i FirstN(int n) {  // 0 <= n <= kLanes
@@ -123,6 +131,11 @@ METATTN_INLINE F32v Div(F32v a, F32v b) { return _mm256_div_ps(a, b); }
 METATTN_INLINE F32v Max(F32v a, F32v b) { return _mm256_max_ps(a, b); }
 METATTN_INLINE F32v Min(F32v a, F32v b) { return _mm256_min_ps(a, b); }
 METATTN_INLINE F32v Fma(F32v a, F32v b, F32v c) { return _mm256_fmadd_ps(a, b, c); }
+
+METATTN_INLINE F32v Reciprocal(F32v x) { return Div(Set(1.0f), x); }
+METATTN_INLINE std::uint64_t Above(F32v v, float limit) {
+  return static_cast<std::uint64_t>(_mm256_movemask_ps(_mm256_cmp_ps(v, Set(limit), _CMP_GT_OQ)));
+}
 
 METATTN_INLINE float ReduceAdd(F32v v) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));

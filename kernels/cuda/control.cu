@@ -80,11 +80,11 @@ GPU_INLINE void Scalars(const ControlParams& p, std::int64_t row, int head, floa
 GPU_INLINE void Outputs(const ControlParams& p, std::int64_t row, int head, const float* u,
                         float (&e)[3]) {
   const float* projected = p.projected + row * (p.width + 3 * p.heads);
+  const float* scalars = p.scalars + head * p.scalar_count * p.width;
   float sums[3] = {};
   for (int r = gpu::lane_index(); r < p.width; r += gpu::kWarpLanes) {
-    const int at = head * p.width + r;
-    float x = projected[r] + p.bias[at];
-    for (int i = 0; i < p.scalar_count; ++i) x += p.scalars[at * p.scalar_count + i] * u[i];
+    float x = projected[r] + p.bias[head * p.width + r];
+    for (int i = 0; i < p.scalar_count; ++i) x += scalars[i * p.width + r] * u[i];
     const float hidden = GeluTanh(x);
 #pragma unroll
     for (int k = 0; k < 3; ++k) sums[k] += p.out[(head * 3 + k) * p.width + r] * hidden;

@@ -89,10 +89,12 @@ std::vector<double> Outputs(const ControlArgs& args, std::int64_t row, int head)
   const auto n = static_cast<std::int64_t>(u.size());
   const std::int64_t width = args.width;
   const float* projected = args.projected.As<float>() + row * (width + 3 * args.heads);
+  const float* scalars = args.scalars.As<float>() + head * n * width;
   std::vector<double> hidden;
-  for (std::int64_t r = head * width; r < (head + 1) * width; ++r) {
-    hidden.push_back(GeluTanh(projected[r - head * width] +
-                              Dot(args.scalars.As<float>() + r * n, u) + args.bias.As<float>()[r]));
+  for (std::int64_t r = 0; r < width; ++r) {
+    double sum = double{projected[r]} + args.bias.As<float>()[head * width + r];
+    for (std::int64_t i = 0; i < n; ++i) sum += scalars[i * width + r] * u[i];
+    hidden.push_back(GeluTanh(sum));
   }
   std::vector<double> e;
   for (std::int64_t k = head * 3; k < head * 3 + 3; ++k) {

@@ -10,10 +10,12 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/check.h"
 #include "tests/kernels/attention_support.h"
+#include "tests/kernels/linear_support.h"
 
 namespace metattn::gpu_bench {
 namespace {
 
+using testing::ArrangedMaps;
 using testing::AttentionShape;
 using testing::AttentionWorld;
 using testing::NewPartial;
@@ -319,18 +321,18 @@ std::shared_ptr<LinearStep> MakeLinearStep(Rig& rig, const Shape& s,
     for (float w : Randoms(heads * d * d, seed, 1 / std::sqrt(static_cast<float>(d)))) {
       narrow.push_back(F32ToBf16(w));
     }
-    return rig.In(narrow);
+    return narrow;
   };
   const auto states = Size(step->state * s.heads) * sequences.size();
   step->shape = {views,   a.world->pages(),      {rig.Space(states * 4), s.heads},
-                 s.group, FeatureMap::kHedgehog, weights(Size(s.heads), 11)};
+                 s.group, FeatureMap::kHedgehog, rig.In(weights(Size(s.heads), 11))};
   // P0 of one value in every dimension, so that what linear attention adds to it shows.
   const Partial near = {rig.In(std::vector<float>(tokens * q_heads * d, 1.0f)),
                         rig.In(std::vector<float>(tokens * q_heads)),
                         rig.In(std::vector<float>(tokens * q_heads, 1.0f))};
   a.partial = near;
   step->odds = {.shape = step->shape,
-                .w_q = weights(q_heads, 12),
+                .w_q = rig.In(ArrangedMaps(rig.kernels(), weights(q_heads, 12), s.head_dim)),
                 .log_gain = rig.In(std::vector<float>(q_heads)),
                 .kappa = rig.In(std::vector<float>(q_heads)),
                 .q = a.q,

@@ -116,7 +116,7 @@ std::vector<Approx> Outputs(const ControlInputs& in, int row, int head) {
   for (int r = 0; r < in.width; ++r) {
     std::vector<Approx> terms = {projected[r], in.bias[head * in.width + r]};
     for (int j = 0; j < in.Scalars(); ++j) {
-      terms.push_back(in.scalars[(head * in.width + r) * in.Scalars() + j] * u[j]);
+      terms.push_back(in.scalars[(head * in.Scalars() + j) * in.width + r] * u[j]);
     }
     hidden.push_back(GeluTanh(Sum(terms)));
   }

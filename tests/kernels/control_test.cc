@@ -230,7 +230,7 @@ TEST_P(ControlTest, TiesGoToTheLowerIndex) {
 
 TEST_P(ControlTest, UAtEtaIsUncertainAndJustBelowItIsNot) {
   Rig rig(GetParam());
-  ControlInputs in = RandomControl({77, 1, 3, 32}, ControllerLink::kSoftplus, 34);
+  ControlInputs in = RandomControl({77, 1, 3, 32}, ControllerLink::kSoftplus, 44);
   std::fill(in.route.begin(), in.route.end(), kRouted);
   std::fill(in.far_end.begin(), in.far_end.end(), 128);
   std::fill(in.position.begin(), in.position.end(), 400);
@@ -240,6 +240,8 @@ TEST_P(ControlTest, UAtEtaIsUncertainAndJustBelowItIsNot) {
   std::fill(in.eta.begin(), in.eta.end(), 2.0f);
   const ControlOutputs certain = RunControl(rig, in);
   EXPECT_LT(std::count(certain.decisions.begin(), certain.decisions.end(), kFull), 50);
+  // From eta = 1 on nothing is uncertain.
+  ASSERT_LT(*std::max_element(certain.uncertainty.begin(), certain.uncertainty.end()), 1.0f);
   in.eta = certain.uncertainty;
   const ControlOutputs at = RunControl(rig, in);
   for (float& eta : in.eta) eta = std::nextafter(eta, 2.0f);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <span>
 
 #include "absl/strings/str_cat.h"
 
@@ -24,6 +25,15 @@ std::vector<std::uint16_t> Narrow(std::vector<float>* values) {
 
 }  // namespace
 
+std::vector<std::uint16_t> ArrangedMaps(const Kernels& kernels, std::vector<std::uint16_t> maps,
+                                        int d) {
+  const auto size = static_cast<std::size_t>(d) * d;
+  for (std::size_t at = 0; at < maps.size(); at += size) {
+    kernels.ArrangeQueryMap(std::span(maps).subspan(at, size), d);
+  }
+  return maps;
+}
+
 std::string LinearCase::Name() const {
   return absl::StrCat(attention.Name(), map == FeatureMap::kHedgehog ? " hedgehog" : " elu1",
                       all ? " all" : "");
@@ -42,7 +52,7 @@ LinearWorld::LinearWorld(Rig& rig, const LinearCase& shape, std::uint64_t seed)
   if (shape.map == FeatureMap::kHedgehog) {
     w_q_ = Randoms(static_cast<std::size_t>(q_heads) * d * d, seed + 101, scale);
     w_k_ = Randoms(static_cast<std::size_t>(heads) * d * d, seed + 102, scale);
-    w_q_view_ = rig.In(Narrow(&w_q_));
+    w_q_view_ = rig.In(ArrangedMaps(rig.kernels(), Narrow(&w_q_), d));
     w_k_view_ = rig.In(Narrow(&w_k_));
   }
   log_gain_ = Randoms(static_cast<std::size_t>(q_heads), seed + 103);

@@ -24,6 +24,10 @@ struct LinearCase {
   std::string Name() const;
 };
 
+// Maps of d * d, one after the other, as LinearOdds of these kernels wants them.
+std::vector<std::uint16_t> ArrangedMaps(const Kernels& kernels, std::vector<std::uint16_t> maps,
+                                        int d);
+
 // phi(x) and its relative error: computed in f32, x perhaps rounded to bf16 before.
 struct ExpectedFeatures {
   std::vector<double> phi;
