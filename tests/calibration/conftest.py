@@ -43,7 +43,7 @@ def write_directory(path, config, tensors):
     path.mkdir(parents=True, exist_ok=True)
     save_file({n: t.contiguous() for n, t in tensors.items()}, str(path / "model.safetensors"))
     (path / "config.json").write_text(json.dumps({
-        "num_hidden_layers": config.layers, "hidden_size": config.hidden, "num_attention_heads": config.heads,
+        "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True, "num_hidden_layers": config.layers, "hidden_size": config.hidden, "num_attention_heads": config.heads,
         "num_key_value_heads": config.kv_heads, "head_dim": config.head_dim, "vocab_size": config.vocab,
         "intermediate_size": config.ffn, "rms_norm_eps": config.norm_eps, "rope_theta": config.rope_base,
         "max_position_embeddings": config.max_positions}))
