@@ -27,9 +27,9 @@ TOKENS = 700
 pytestmark = pytest.mark.skipif(not TOOL.exists(), reason="no built engine: build/release/bin/routed_logits or METATTN_ROUTED_LOGITS")
 
 
-def lively(config):
+def lively(config, feature_map):
     """Random maps and controllers in which every weight counts and every mechanism wins somewhere."""
-    retrofit = Retrofit.fresh(config, GEOMETRY, width=8)
+    retrofit = Retrofit.fresh(config, GEOMETRY, feature_map, width=8)
     generator = torch.Generator().manual_seed(3)
 
     def normal(parameter, size):
@@ -37,8 +37,9 @@ def lively(config):
 
     with torch.no_grad():
         for phi, controller in zip(retrofit.maps, retrofit.controllers):
-            normal(phi.w_q, 0.3), normal(phi.w_k, 0.3), normal(phi.log_gain, 0.3), normal(phi.kappa, 0.05)
-            phi.log_gain -= 3
+            for name, parameter in phi.named_parameters():
+                normal(parameter, 0.05 if name == "kappa" else 0.3)
+            phi.log_gain -= 3 if feature_map == "hedgehog" else 7
             phi.kappa += 1
             for parameter in controller.parameters():
                 normal(parameter, 2 / parameter.shape[-1] ** 0.5)
@@ -92,13 +93,13 @@ class Calibration:
         return loss(self.logits, self.ids)
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
+@pytest.fixture(scope="module", params=["hedgehog", "elu1"])
+def world(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("engine")
     write_directory(folder / "model", CONFIG, random_tensors(CONFIG))
     loaded = checkpoint.load(folder / "model")
     policy = Policy(0.3 * torch.randn(CONFIG.layers, CONFIG.kv_heads, 3, generator=torch.Generator().manual_seed(4)), eta=0.97)
-    written = lively(CONFIG)
+    written = lively(CONFIG, request.param)
     export.write(folder / "controller", export.tensors_of(written), export.describe(
         loaded, written, policy, torch.full((CONFIG.layers, CONFIG.kv_heads, 3), 1 / 3), {"seed": 3}, 1024))
     retrofit, policy, _ = export.read(folder / "controller", loaded.config)
