@@ -1,5 +1,5 @@
-// Recording and replaying decisions. A file: Header, then records of RecordHead and layers * heads
-// bytes, in the order the rows ran.
+// Recording and replaying decisions. A file: Header, then records of RecordHead, layers * heads
+// bytes and as many f32 margins, in the order the rows ran.
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
@@ -20,7 +20,7 @@ namespace metattn {
 namespace {
 
 constexpr std::uint32_t kLogMagic = 0x4345444d;  // "MDEC"
-constexpr std::uint32_t kLogVersion = 1;
+constexpr std::uint32_t kLogVersion = 2;
 constexpr const char* kSuffix = ".decisions";
 
 struct Header {
@@ -32,6 +32,10 @@ struct RecordHead {
   std::uint64_t request = 0;
   std::int64_t position = 0;
 };
+
+std::size_t RecordBytes(std::size_t cells) {
+  return sizeof(RecordHead) + cells * (1 + sizeof(float));
+}
 
 class FileRecorder final : public DecisionRecorder {
  public:
@@ -46,17 +50,21 @@ class FileRecorder final : public DecisionRecorder {
     return Written();
   }
 
-  absl::Status Record(const DecisionRows& rows, std::span<const std::uint8_t> decisions) override {
+  absl::Status Record(const DecisionRows& rows, std::span<const std::uint8_t> decisions,
+                      std::span<const float> margins) override {
     const std::size_t tokens = rows.position.size();
     const auto heads = static_cast<std::size_t>(rows.heads());
-    std::vector<char> record(sizeof(RecordHead) + static_cast<std::size_t>(rows.layers) * heads);
+    const std::size_t cells = static_cast<std::size_t>(rows.layers) * heads;
+    std::vector<char> record(RecordBytes(cells));  // margins 0
     for (std::size_t t = 0; t < tokens; ++t) {
       const RecordHead head = {rows.request[t], rows.position[t]};
       std::memcpy(record.data(), &head, sizeof(head));
       char* to = record.data() + sizeof(head);
-      for (int layer = 0; layer < rows.layers; ++layer, to += heads) {
-        const std::size_t from = (static_cast<std::size_t>(layer) * tokens + t) * heads;
-        if (heads > 0) std::memcpy(to, decisions.data() + from, heads);
+      for (std::size_t at = 0; at < cells; at += heads) {
+        const std::size_t from = at * tokens + t * heads;
+        std::memcpy(to + at, decisions.data() + from, heads);
+        if (margins.empty()) continue;
+        std::memcpy(to + cells + at * sizeof(float), margins.data() + from, heads * sizeof(float));
       }
       file_.write(record.data(), static_cast<std::streamsize>(record.size()));
     }
@@ -101,8 +109,8 @@ absl::Status Replay::Load(const std::string& path) {
   Header header;
   if (bytes.size() < sizeof(header)) return damaged("is too short");
   std::memcpy(&header, bytes.data(), sizeof(header));
-  if (header.magic != kLogMagic || header.version != kLogVersion)
-    return damaged("is no decision log");
+  if (header.magic != kLogMagic) return damaged("is no decision log");
+  if (header.version != kLogVersion) return damaged("was recorded by another version");
   if (header.layers != layers_ || header.kv_heads != kv_heads_) {
     return damaged("was recorded with another model");
   }
@@ -110,7 +118,7 @@ absl::Status Replay::Load(const std::string& path) {
     return damaged("has KV heads out of range");
   }
   const auto heads = static_cast<std::size_t>(header.head_end - header.head_begin);
-  const std::size_t size = sizeof(RecordHead) + static_cast<std::size_t>(layers_) * heads;
+  const std::size_t size = RecordBytes(static_cast<std::size_t>(layers_) * heads);
   bytes = bytes.subspan(sizeof(header));
   if (bytes.size() % size != 0) return damaged("ends in the middle of a record");
   for (; !bytes.empty(); bytes = bytes.subspan(size)) {

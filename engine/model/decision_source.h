@@ -47,12 +47,16 @@ absl::StatusOr<std::unique_ptr<DecisionSource>> ReplayDecisions(const std::strin
                                                                 int layers, int kv_heads);
 
 // Writes DIRECTORY/rank-R.decisions: a header, then one record per row (request, position, [layers,
-// heads] bytes). The directory is created; a file of that name is replaced.
+// heads] bytes, [layers, heads] f32 margins). The directory is created; a file of that name is
+// replaced.
 class DecisionRecorder {
  public:
   virtual ~DecisionRecorder() = default;
+  // margins: how far the best score was ahead of the second, as decisions; 0 where no controller
+  // decided. Empty: none did.
   [[nodiscard]] virtual absl::Status Record(const DecisionRows& rows,
-                                            std::span<const std::uint8_t> decisions) = 0;
+                                            std::span<const std::uint8_t> decisions,
+                                            std::span<const float> margins) = 0;
 };
 struct RecorderArgs {
   std::string directory;

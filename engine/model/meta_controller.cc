@@ -95,9 +95,9 @@ std::int64_t MetaController::Bytes(const ControllerSpec& spec, const ModelConfig
   const std::int64_t projection = (spec.width + std::int64_t{3} * heads) * c.hidden * 2;
   const std::int64_t head_weights = heads * (2 * n + spec.width * (n + 4) + 6 + 3 * n);
   const std::int64_t per_layer = maps + projection + 4 * (head_weights + 2 * q_heads);
-  // projected, margin and, for every layer, U and weights; phi(q) and its odds
+  // projected and, for every layer, U, margin and weights; phi(q) and its odds
   const std::int64_t per_row =
-      4 * (spec.width + std::int64_t{4 + (1 + kMechanisms) * c.layers} * heads + q_heads * (f + 1));
+      4 * (spec.width + std::int64_t{3 + (2 + kMechanisms) * c.layers} * heads + q_heads * (f + 1));
   return c.layers * per_layer + shape.max_rows * per_row +
          std::int64_t{shape.state_slots} * c.layers * heads *
              StateBytes(static_cast<int>(f), c.head_dim);
@@ -232,7 +232,7 @@ absl::Status MetaController::Allocate() {
       {&lse_far_, rows * q_heads * 4},
       {&uncertainty_, rows * counters * 4},
       {&weights_, rows * counters * kMechanisms * 4},
-      {&margin_, rows * heads_ * 4},
+      {&margin_, rows * counters * 4},
   };
   for (const auto& w : wanted) {
     METATTN_ASSIGN_OR_RETURN(*w.buffer,
@@ -327,7 +327,7 @@ void MetaController::Decide(int index, const Inputs& in, View decisions, Stream&
                      .eta = in.batch->eta(),
                      .decisions = decisions,
                      .uncertainty = {&uncertainty_, cell},
-                     .margin = {&margin_},
+                     .margin = {&margin_, cell},
                      .weights = weights(index, rows.tokens)},
                     stream);
   marks_.emplace_back(begin, stream.Mark());

@@ -66,6 +66,8 @@ class MetaController {
 
   // U per (layer, row, KV head) of the step so far, [layers, T, H] f32; zero where not routed.
   View uncertainty() const { return View{&uncertainty_}; }
+  // Best score less second best, [layers, T, H] f32; likewise.
+  View margin() const { return View{&margin_}; }
   // softmax(score), [layers, T, H, 3] f32; likewise.
   View weights() const { return View{&weights_}; }
   // Of one layer.
@@ -112,7 +114,7 @@ class MetaController {
   Buffer lse_far_;      // [T, H*g] f32
   Buffer uncertainty_;  // [layers, T, H] f32
   Buffer weights_;      // [layers, T, H, 3] f32
-  Buffer margin_;       // [T, H] f32, reused by every layer; nobody reads it yet
+  Buffer margin_;       // [layers, T, H] f32
 };
 
 }  // namespace metattn

@@ -286,11 +286,15 @@ void RoutedAttention::CopyOut(const StepBatch& batch, Stream& stream) {
   decided_.resize(cells);
   uncertainty_.resize(decided ? cells : 0);
   weights_.resize(uncertainty_.size() * kMechanisms);
+  margins_.resize(shape_.recorder != nullptr ? uncertainty_.size() : 0);
   Device& device = kernels_->device();
   device.CopyOut(View{&decisions_}, decided_.data(), cells, stream);
   if (decided) {
     device.CopyOut(controller_->uncertainty(), uncertainty_.data(), cells * 4, stream);
     device.CopyOut(controller_->weights(), weights_.data(), weights_.size() * 4, stream);
+    if (!margins_.empty()) {
+      device.CopyOut(controller_->margin(), margins_.data(), margins_.size() * 4, stream);
+    }
   }
   if (shadow_ != nullptr) shadow_->CopyOut(batch, stream);
 }
@@ -300,8 +304,10 @@ absl::StatusOr<StepRouting> RoutedAttention::EndStep(const StepBatch& batch) {
   Resize(decided_, rows, shape_.heads, std::uint8_t{0});
   Resize(uncertainty_, rows, shape_.heads, 0.0F);
   Resize(weights_, rows, shape_.heads * kMechanisms, 0.0F);
+  Resize(margins_, rows, shape_.heads, 0.0F);
   if (shape_.recorder != nullptr) {
-    if (absl::Status s = shape_.recorder->Record(RowsOf(batch), decided_); !s.ok()) return s;
+    if (absl::Status s = shape_.recorder->Record(RowsOf(batch), decided_, margins_); !s.ok())
+      return s;
   }
   const std::int64_t d = config_->head_dim, g = config_->group();
   AttentionCosts costs = {.token = {d * 4, g * d * 2}, .sinks = batch.rows().sinks};

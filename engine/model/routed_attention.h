@@ -104,6 +104,7 @@ class RoutedAttention {
   std::vector<std::uint8_t> decided_;    // the step's, [layers, T, H]
   std::vector<float> uncertainty_;       // [layers, T, H], if the controller decided
   std::vector<float> weights_;           // [layers, T, H, kMechanisms]
+  std::vector<float> margins_;           // [layers, T, H], if they are recorded
   Buffer list_rows_;                     // [2, H, T] i32: full, linear; reused by every layer
   Buffer list_counts_;                   // [2, H] i32
 };

@@ -44,10 +44,10 @@ def evaluate(args):
         chosen = mechanism(t, share)
         read, dense = read + bytes_of(t + 1, far, chosen), dense + (t + 1) * 4 * D
         counts[chosen] += far > 0
-        records.append(struct.pack("<QqB", 1, t, chosen if far > 0 else 2))
+        records.append(struct.pack("<QqBf", 1, t, chosen if far > 0 else 2, 0))
     if args.record_decisions:
         folder = pathlib.Path(args.record_decisions)
-        (folder / "rank-0.decisions").write_bytes(struct.pack("<II4i", 0x4345444D, 1, LAYERS, HEADS, 0, HEADS) + b"".join(records))
+        (folder / "rank-0.decisions").write_bytes(struct.pack("<II4i", 0x4345444D, 2, LAYERS, HEADS, 0, HEADS) + b"".join(records))
     dense_nll = 3 + 0.001 * (len(pathlib.Path(args.text).read_text()) % 7)
     if not args.controller:
         return {"nll": dense_nll, "share": None, "uncertainty": None, "attention_bytes_ratio": 1.0}

@@ -50,10 +50,10 @@ def lively(config, feature_map):
 
 
 def eligible(folder, tokens, geometry):
-    """The recorded decisions of the eligible rows, [layers, Hkv, E]."""
-    position, cells = read_log(folder)
-    assert position.tolist() == list(range(tokens))
-    return torch.from_numpy(cells[geometry.first:].copy()).permute(1, 2, 0).long()
+    """The recorded decisions of the eligible rows and their margins, [layers, Hkv, E]."""
+    rows = read_log(folder)
+    assert rows["position"].tolist() == list(range(tokens))
+    return (torch.from_numpy(rows[name][geometry.first:].copy()).permute(1, 2, 0) for name in ("cells", "margins"))
 
 
 def loss(logits, ids):
@@ -72,22 +72,24 @@ class Engine:
         assert done.returncode == 0, done.stderr
         self.bound = float(done.stdout)
         self.logits = torch.from_numpy(np.fromfile(out / "logits", "<f4").reshape(len(ids), -1).copy())
-        self.decisions = eligible(out, len(ids), GEOMETRY)
+        self.decisions, self.margins = eligible(out, len(ids), GEOMETRY)
 
 
 class Calibration:
-    """The same of the calibration's own forward pass, in float32."""
+    """The same of the calibration's own forward pass, in float32; `given`: other decisions than its own."""
 
     def __init__(self, model, retrofit, policy, ids, given=None):
-        self.ids, self.decisions = ids, []
-        attention = RoutedAttention(retrofit, policy, decide=self._decide if given is None else lambda layer, *_: given[layer])
-        self._controlled = attention._controlled
+        self.ids, self.policy, self.given, self.decisions, self.margins = ids, policy, given, [], []
+        self.retrofit = retrofit
         with torch.no_grad():
-            self.logits = model.logits(model.hidden(ids, attention))
+            self.logits = model.logits(model.hidden(ids, RoutedAttention(retrofit, policy, self._decide)))
 
-    def _decide(self, layer, *rows):
-        self.decisions.append(self._controlled(layer, *rows))
-        return self.decisions[-1]
+    def _decide(self, layer, rows, x, *_):
+        b = self.retrofit.controllers[layer](x[self.retrofit.geometry.first:], rows.scalars)
+        best = ((b / b.sum(-1, keepdim=True)).log() + self.policy.offsets[layer][:, None]).topk(2).values
+        self.margins.append(best[..., 0] - best[..., 1])
+        self.decisions.append(self.policy.decide(layer, b))
+        return self.decisions[-1] if self.given is None else self.given[layer]
 
     def loss(self):
         return loss(self.logits, self.ids)
@@ -114,15 +116,16 @@ def test_the_routed_model_is_the_one_that_was_calibrated(device, rounding, equal
     own, given = Calibration(model, retrofit, policy, ids), Calibration(model, retrofit, policy, ids, engine.decisions)
     same = (torch.stack(own.decisions) == engine.decisions).float().mean().item()
     away = (given.logits - engine.logits).abs().max().item()
+    score = (torch.stack(given.margins) - engine.margins).abs().max().item()
     moved = abs(own.loss() - loss(engine.logits, ids))
     with capsys.disabled():
-        print(f"\n{device}: {same:.4%} of {engine.decisions.numel()} decisions equal, NLL differs by {moved:.2g}, with the "
-              f"engine's decisions logits by {away:.2g}, bound {engine.bound:.2g}")
+        print(f"\n{device}: {same:.4%} of {engine.decisions.numel()} decisions equal, NLL differs by {moved:.2g}; with the "
+              f"engine's decisions margins by {score:.2g}, logits by {away:.2g}, bound {engine.bound:.2g}")
     shares = torch.bincount(engine.decisions.flatten(), minlength=3) / engine.decisions.numel()
     assert shares.min() > 0.1
     assert same >= equal
     assert moved < 0.002 * own.loss()
-    assert away <= engine.bound
+    assert away <= engine.bound and score <= engine.bound
     with torch.no_grad():
         dense = model.logits(model.dense(ids))
     assert (dense - engine.logits).abs().max() > 2 * engine.bound  # a wider one would prove nothing

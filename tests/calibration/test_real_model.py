@@ -57,7 +57,7 @@ def test_the_engine_routes_it_like_the_calibration(real, passage, tmp_path, caps
     assert done.returncode == 0, done.stderr
     retrofit, policy, _ = export.read(controller, real.config)
     ours = Calibration(Model(real, torch.float32), retrofit, policy, passage[:tokens])
-    decisions = eligible(tmp_path, tokens, retrofit.geometry)
+    decisions, _ = eligible(tmp_path, tokens, retrofit.geometry)
     same = (torch.stack(ours.decisions) == decisions).float().mean().item()
     away = json.loads(done.stdout)["nll"] - ours.loss()
     with capsys.disabled():

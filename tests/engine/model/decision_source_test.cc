@@ -82,7 +82,7 @@ class DecisionLog : public testing::Test {
       ASSERT_TRUE(recorder.ok()) << recorder.status();
       for (const Step& step : {Step(0, 10), Step(10, 33)}) {
         const DecisionRows rows = step.Rows(begin, end);
-        ASSERT_TRUE((*recorder)->Record(rows, Decide(*source, rows)).ok());
+        ASSERT_TRUE((*recorder)->Record(rows, Decide(*source, rows), {}).ok());
       }
     }
     expected_ = Decide(*source, Step(0, 33).Rows());
@@ -117,7 +117,7 @@ TEST_F(DecisionLog, MixturesAreRecordedButNotReplayed) {
   const Step step(4, 6);
   std::vector<std::uint8_t> decisions(2 * kLayers, 0);
   decisions[2 * 2 + 1] = kMixture;  // layer 2, position 5
-  ASSERT_TRUE((*recorder)->Record(step.Rows(2, 3), decisions).ok());
+  ASSERT_TRUE((*recorder)->Record(step.Rows(2, 3), decisions, {}).ok());
   const auto replay = ReplayDecisions(directory_, kLayers, kHeads);
   EXPECT_EQ(replay.status().code(), absl::StatusCode::kUnimplemented);
   EXPECT_THAT(std::string(replay.status().message()),

@@ -13,6 +13,7 @@
 #include <string>
 
 #include "tests/support/controller_writer.h"
+#include "tests/support/decision_log.h"
 #include "tests/support/model_runner.h"
 #include "tests/support/tiny_model.h"
 
@@ -110,21 +111,6 @@ class PaperModel : public testing::TestWithParam<Backend> {
   }
 
   // The bytes of all decisions that a run recorded, rank after rank, headers and ids left out.
-  static std::vector<std::uint8_t> Recorded(const std::string& directory, int heads_of_rank,
-                                            int rank) {
-    std::ifstream in(directory + "/rank-" + std::to_string(rank) + ".decisions", std::ios::binary);
-    std::vector<char> bytes((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
-    const std::size_t row = static_cast<std::size_t>(kModel.layers * heads_of_rank);
-    std::vector<std::uint8_t> decisions;
-    for (std::size_t at = 24; at + 16 + row <= bytes.size(); at += 16 + row) {
-      for (std::size_t i = 0; i < row; ++i) {
-        decisions.push_back(static_cast<std::uint8_t>(bytes[at + 16 + i]));
-      }
-    }
-    EXPECT_EQ(decisions.size(), static_cast<std::size_t>(kTokens) * row);
-    return decisions;
-  }
-
   static std::string root_, model_;
 };
 
@@ -266,14 +252,17 @@ TEST_P(PaperModel, EtaMovesRowsFromMixturesToOneMechanism) {
 TEST_P(PaperModel, OneDecisionPerTokenIsThatOfAllKvHeadsOnEveryRank) {
   RunnerOptions options = Options(Paper(), kHard);
   options.record_decisions = root_ + "/decisions";
-  const RunnerOutput one = Run(options);
-  for (const std::int64_t rows : one.routing.rows) EXPECT_GT(rows, kCells / 50);
-  const std::vector<std::uint8_t> alone = Recorded(options.record_decisions, 2, 0);
-  for (std::size_t i = 0; i < alone.size(); i += 2) ASSERT_EQ(alone[i], alone[i + 1]) << i;
-  std::filesystem::remove_all(options.record_decisions);
-  options.ranks = 2;
-  Run(options);
-  EXPECT_EQ(Recorded(options.record_decisions, 1, 0), Recorded(options.record_decisions, 1, 1));
+  for (const int ranks : {1, 2}) {
+    options.ranks = ranks;
+    std::filesystem::remove_all(options.record_decisions);
+    const RunnerOutput output = Run(options);
+    for (const std::int64_t rows : output.routing.rows) EXPECT_GT(rows, kCells / 50);
+    const auto decisions = ReadDecisions(options.record_decisions, kTokens).decisions;
+    ASSERT_EQ(decisions.size(), static_cast<std::size_t>(kTokens * kModel.layers * 2));
+    for (std::size_t i = 0; i < decisions.size(); i += 2) {
+      ASSERT_EQ(decisions[i], decisions[i + 1]) << i;
+    }
+  }
 }
 
 TEST_P(PaperModel, ALogWithMixturesIsNotReplayed) {

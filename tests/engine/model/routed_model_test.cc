@@ -12,8 +12,8 @@
 #include <ostream>
 #include <string>
 
-#include "engine/model/decision_source.h"
 #include "tests/support/controller_writer.h"
+#include "tests/support/decision_log.h"
 #include "tests/support/model_runner.h"
 #include "tests/support/tiny_directory.h"
 #include "tests/support/tiny_model.h"
@@ -21,8 +21,8 @@
 namespace metattn::test {
 namespace {
 
-constexpr int kTokens = 360;         // rows from 127 on are eligible
-constexpr std::size_t kFirst = 127;  // a(127) = 64 > sinks
+constexpr int kTokens = 360;  // rows from 127 on are eligible
+constexpr int kFirst = 127;   // a(127) = 64 > sinks
 const TinyModelOptions kModel = {
     .layers = 3, .hidden = 96, .heads = 6, .kv_heads = 3, .head_dim = 32, .ffn = 96};
 
@@ -35,8 +35,13 @@ std::ostream& operator<<(std::ostream& out, const Backend& b) {
   return out << b.device << (*b.isa != 0 ? "_" : "") << b.isa;
 }
 
-// A decision by layer, row and KV head.
-using Decisions = std::vector<std::uint8_t>;
+using Decisions = RecordedDecisions;
+
+// How far two runs are apart: decisions, and the scores behind them.
+struct Noise {
+  int flips = 0;
+  double score = 0;
+};
 
 class RoutedModel : public testing::TestWithParam<Backend> {
  protected:
@@ -85,23 +90,7 @@ class RoutedModel : public testing::TestWithParam<Backend> {
     options.record_decisions = root_ + "/decisions";
     std::filesystem::remove_all(options.record_decisions);
     RunnerOutput output = Run(options, Tokens(), model);
-    Decisions decisions(static_cast<std::size_t>(kModel.layers * kTokens * kModel.kv_heads));
-    const std::vector<std::uint64_t> request(kTokens, 1);
-    std::vector<std::int32_t> position(kTokens);
-    std::vector<std::uint8_t> eligible(kTokens);
-    for (std::size_t t = 0; t < kTokens; ++t) {
-      position[t] = static_cast<std::int32_t>(t);
-      eligible[t] = t >= kFirst ? 1 : 0;
-    }
-    auto replay = ReplayDecisions(options.record_decisions, kModel.layers, kModel.kv_heads);
-    EXPECT_TRUE(replay.ok()) << replay.status();
-    if (replay.ok()) {
-      EXPECT_TRUE(
-          (*replay)
-              ->Decide({request, position, eligible, kModel.layers, 0, kModel.kv_heads}, decisions)
-              .ok());
-    }
-    return {std::move(output), std::move(decisions)};
+    return {std::move(output), ReadDecisions(options.record_decisions, kTokens)};
   }
   static std::pair<RunnerOutput, Decisions> RunRecorded(const RunnerOptions& options) {
     return RunRecorded(options, model_);
@@ -113,22 +102,45 @@ class RoutedModel : public testing::TestWithParam<Backend> {
     return bound.value_or(0);
   }
 
-  static int Flips(const Decisions& a, const Decisions& b) {
-    int flips = 0;
-    for (std::size_t i = 0; i < a.size(); ++i) flips += a[i] != b[i] ? 1 : 0;
-    return flips;
+  // A flipped decision's score has moved past both margins.
+  static Noise Apart(const Decisions& a, const Decisions& b) {
+    Noise apart;
+    for (std::size_t i = 0; i < a.decisions.size(); ++i) {
+      const bool flip = a.decisions[i] != b.decisions[i];
+      const double x = a.margins[i], y = b.margins[i];
+      apart.flips += flip ? 1 : 0;
+      apart.score = std::max(apart.score, flip ? x + y : std::abs(x - y));
+    }
+    return apart;
   }
 
-  // Decisions that a perturbation of the size of rounding flips: what near ties there are.
-  static int FlipsOfNoise(const RunnerOptions& options, const Decisions& plain) {
-    int worst = 0;
+  // What perturbations of the size of rounding do: how many near ties there are, and how near.
+  static Noise NoiseOf(const RunnerOptions& options, const Decisions& plain) {
+    Noise worst;
     for (std::uint64_t seed = 1; seed <= 3; ++seed) {
       RunnerOptions noisy = options;
       noisy.perturb = 4 * GetParam().rounding;
       noisy.perturb_seed = seed;
-      worst = std::max(worst, Flips(plain, RunRecorded(noisy).second));
+      const Noise noise = Apart(plain, RunRecorded(noisy).second);
+      worst = {std::max(worst.flips, noise.flips), std::max(worst.score, noise.score)};
     }
     return worst;
+  }
+
+  // Decisions of their own may differ in near ties only. Returns how many do, and the largest
+  // margin among them.
+  static Noise ExpectNearTies(const Decisions& a, const Decisions& b, const Noise& noise) {
+    EXPECT_EQ(a.decisions.size(), b.decisions.size());
+    Noise ties;
+    for (std::size_t i = 0; i < a.decisions.size(); ++i) {
+      if (a.decisions[i] == b.decisions[i]) continue;
+      ++ties.flips;
+      ties.score = std::max<double>(ties.score, std::max(a.margins[i], b.margins[i]));
+    }
+    // Seeded perturbations say how many near ties there are, not which flip.
+    EXPECT_LE(ties.flips, 2 * noise.flips + 2);
+    EXPECT_LE(ties.score, noise.score);
+    return ties;
   }
 
   // One run is compared with others that must agree with it: with the same decisions within the
@@ -143,8 +155,8 @@ class RoutedModel : public testing::TestWithParam<Backend> {
       RunnerOptions replayed = options;
       replayed.replay_decisions = recorded_;
       bound_ = Bound(replayed);
-      noise_ = FlipsOfNoise(options, decisions_);
-      EXPECT_LT(noise_, static_cast<int>(decisions_.size()) / 50);
+      noise_ = NoiseOf(options, decisions_);
+      EXPECT_LT(noise_.flips, static_cast<int>(decisions_.decisions.size()) / 50);
       RunnerOptions full = options;
       full.policy = {};
       EXPECT_GT(MaxAbsDifference(Run(full).logits, output_.logits), 2 * bound_)
@@ -154,10 +166,8 @@ class RoutedModel : public testing::TestWithParam<Backend> {
     }
     void Agrees(RunnerOptions other) const {
       const auto [own, decisions] = RunRecorded(other);
-      const int flips = Flips(decisions_, decisions);
-      // The flips of a few seeded perturbations say how many near ties there are, not which flip.
-      EXPECT_LE(flips, 2 * noise_ + 2);
-      if (flips == 0) {
+      const Noise ties = ExpectNearTies(decisions_, decisions, noise_);
+      if (ties.flips == 0) {
         EXPECT_LE(MaxAbsDifference(own.logits, output_.logits), bound_);
       }
       other.replay_decisions = recorded_;
@@ -165,9 +175,11 @@ class RoutedModel : public testing::TestWithParam<Backend> {
       EXPECT_LE(MaxAbsDifference(given.logits, output_.logits), bound_);
       EXPECT_EQ(given.routing.rows, output_.routing.rows);
       EXPECT_EQ(given.routing.bytes_read, output_.routing.bytes_read);
-      std::printf("%s: %d flips (noise: %d), given decisions differ by %.2g, bound %.2g\n",
-                  testing::PrintToString(GetParam()).c_str(), flips, noise_,
-                  MaxAbsDifference(given.logits, output_.logits), bound_);
+      std::printf(
+          "%s: %d flips with margins up to %.2g (noise: %d, %.2g), given decisions differ by "
+          "%.2g, bound %.2g\n",
+          testing::PrintToString(GetParam()).c_str(), ties.flips, ties.score, noise_.flips,
+          noise_.score, MaxAbsDifference(given.logits, output_.logits), bound_);
     }
 
    private:
@@ -175,7 +187,7 @@ class RoutedModel : public testing::TestWithParam<Backend> {
     Decisions decisions_;
     std::string recorded_;
     double bound_ = 0;
-    int noise_ = 0;
+    Noise noise_;
   };
 
   static std::string root_, model_, controller_;
@@ -286,9 +298,7 @@ TEST_P(RoutedModel, CompanyInTheBatchChangesNothing) {
   RunnerOptions together = alone;
   together.company = 2;
   const auto [other, theirs] = RunRecorded(together);
-  const int flips = Flips(decisions, theirs);
-  EXPECT_LE(flips, 2 * FlipsOfNoise(alone, decisions) + 2);
-  if (flips == 0) {
+  if (ExpectNearTies(decisions, theirs, NoiseOf(alone, decisions)).flips == 0) {
     EXPECT_LE(MaxAbsDifference(output.logits, other.logits), Bound(alone));
   }
   for (const RoutePolicy& policy : {kRoutedPolicy, kLinear}) {
@@ -325,8 +335,7 @@ TEST_P(RoutedModel, OneControllerServesBothFormatsOfAModel) {
     const RunnerOptions options = Options(policy);
     const auto [gguf, decisions] = RunRecorded(options);
     const auto [hugging_face, theirs] = RunRecorded(options, directory);
-    EXPECT_LE(Flips(decisions, theirs), 2 * FlipsOfNoise(options, decisions) + 2);
-    if (decisions == theirs) {
+    if (ExpectNearTies(decisions, theirs, NoiseOf(options, decisions)).flips == 0) {
       EXPECT_LE(MaxAbsDifference(gguf.logits, hugging_face.logits), Bound(Options(kLinear)));
     }
   }
@@ -356,11 +365,10 @@ TEST_P(RoutedModel, ProjectionsThatFitIntoBytesDecideLikeThoseThatDoNot) {
     return RunRecorded(Options(kRoutedPolicy));
   };
   const auto [plain, decisions] = decided(true);
-  const int noise = FlipsOfNoise(Options(kRoutedPolicy), decisions);
+  const Noise noise = NoiseOf(Options(kRoutedPolicy), decisions);
   const auto [in_bytes, theirs] = decided(false);
   controller_ = kept;
-  EXPECT_LE(Flips(decisions, theirs), 2 * noise + 2);
-  if (decisions == theirs) {
+  if (ExpectNearTies(decisions, theirs, noise).flips == 0) {
     EXPECT_LE(MaxAbsDifference(plain.logits, in_bytes.logits), Bound(Options(kLinear)));
   }
 }

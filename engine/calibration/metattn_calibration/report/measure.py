@@ -14,7 +14,7 @@ from ..errors import CalibrationError
 from .costs import Costs
 from .store import Store, digest
 
-MAGIC, VERSION = 0x4345444D, 1  # of a decision log
+MAGIC, VERSION = 0x4345444D, 2  # of a decision log
 CHARACTERS = 6  # of a text for one token, at most, when excerpts are cut
 LAST = 64       # positions whose bytes stand for decoding at that length
 
@@ -119,22 +119,22 @@ class Engine:
 
 
 def read_log(folder):
-    """The decisions of a one-rank run -> positions [N], decisions [N, layers, heads]."""
+    """The decisions of a one-rank run -> [N] records: position, cells [layers, heads], their margins."""
     file = pathlib.Path(folder) / "rank-0.decisions"
     raw = file.read_bytes()
     magic, version, layers, heads, begin, end = np.frombuffer(raw, "<i4", 6).tolist() if len(raw) >= 24 else [0] * 6
     if (magic, version, begin, end) != (MAGIC, VERSION, 0, heads) or layers < 1 or heads < 1:
         raise CalibrationError(f"{file}: not the decision log of a run with one rank")
-    record = np.dtype([("request", "<u8"), ("position", "<i8"), ("cells", "u1", (layers, heads))])
+    record = np.dtype([("request", "<u8"), ("position", "<i8"), ("cells", "u1", (layers, heads)), ("margins", "<f4", (layers, heads))])
     if (len(raw) - 24) % record.itemsize:
         raise CalibrationError(f"{file}: ends in the middle of a record")
-    rows = np.frombuffer(raw, record, offset=24)
-    return rows["position"], rows["cells"]
+    return np.frombuffer(raw, record, offset=24)
 
 
 def decisions(folder, controller, engine_ratio):
     """-> counts [layers, KV heads, 3] of eligible rows, and the bytes of the last rows over dense."""
-    position, cells = read_log(folder)
+    log = read_log(folder)
+    position, cells = log["position"], log["cells"]
     costs, count = controller.costs, cells.shape[1] * cells.shape[2]
     full, linear = ((cells == m).sum((1, 2)) for m in (0, 1))
     whole = costs.ratio(position, full, linear, count)
