@@ -154,7 +154,7 @@ void MetaController::LoadFeatureMaps(const ControllerFile& file, int index, cons
   std::vector<std::uint16_t> maps = FeatureMaps(Outer(*keys, h0, h1), *config_);
   tensors.Add(std::as_bytes(std::span(maps)), &layer.w_k);
   maps = FeatureMaps(Outer(*queries, h0 * g, h1 * g), *config_);
-  const auto size = static_cast<std::size_t>(config_->head_dim * config_->head_dim);
+  const auto d = static_cast<std::size_t>(config_->head_dim), size = d * d;
   for (std::size_t at = 0; at < maps.size(); at += size) {
     kernels_->ArrangeQueryMap(std::span(maps).subspan(at, size), config_->head_dim);
   }

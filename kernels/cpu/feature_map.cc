@@ -165,10 +165,14 @@ void UnpackPairs(const std::uint32_t* w, int head_dim, float* out) {
   const int padded = PaddedDim(head_dim);
   for (int p = 0; p < head_dim / 2; ++p, w += head_dim, out += 2 * padded) {
     for (int r = 0; r < padded; r += kLanes) {
+      const std::uint32_t* from = w + r;
       std::uint32_t part[kLanes] = {};
-      for (int i = 0; i < Smaller(kLanes, head_dim - r); ++i) part[i] = w[r + i];
-      Store(out + r, EvenBf16(part));
-      Store(out + padded + r, OddBf16(part));
+      if (r + kLanes > head_dim) {
+        for (int i = 0; r + i < head_dim; ++i) part[i] = from[i];
+        from = part;
+      }
+      Store(out + r, EvenBf16(from));
+      Store(out + padded + r, OddBf16(from));
     }
   }
 }

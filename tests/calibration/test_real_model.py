@@ -44,19 +44,20 @@ def test_the_fingerprint_is_that_of_the_engine(real):
     assert checkpoint.fingerprint(real.config, real.tensors) == "fnv1a64:e19b7f73a80c694b"
 
 
-def test_the_engine_routes_it_like_the_calibration(real, passage, tmp_path, capsys):
+def test_the_engine_routes_it_like_the_calibration(real, tmp_path, capsys):
     binary, tokens = pathlib.Path(os.environ.get("METATTN_BINARY") or ROOT / "build" / "release" / "metattn"), 1024
     if not binary.exists():
         pytest.skip("no built engine: build/release/metattn or METATTN_BINARY")
     torch.set_num_threads(2)
     controller, text = ROOT / "deploy" / "controllers" / "smollm2-135m", tmp_path / "text"
-    text.write_text(real.tokenizer.decode(passage.tolist()), encoding="utf-8")
+    text.write_text((ROOT / "README.md").read_text() + (ROOT / "engine" / "README.md").read_text(), encoding="utf-8")
     done = subprocess.run([binary, "eval", "--model", os.environ["METATTN_TEST_MODEL"], "--controller", controller, "--text", text,
                            "--context", str(tokens), "--max-tokens", str(tokens), "--record-decisions", tmp_path, "--json"],
                           capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     retrofit, policy, _ = export.read(controller, real.config)
-    ours = Calibration(Model(real, torch.float32), retrofit, policy, passage[:tokens])
+    ids = torch.tensor(real.tokenizer.encode(text.read_text(encoding="utf-8"))[:tokens])
+    ours = Calibration(Model(real, torch.float32), retrofit, policy, ids)
     decisions, _ = eligible(tmp_path, tokens, retrofit.geometry)
     same = (torch.stack(ours.decisions) == decisions).float().mean().item()
     away = json.loads(done.stdout)["nll"] - ours.loss()
