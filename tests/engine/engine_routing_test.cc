@@ -122,13 +122,14 @@ TEST_F(EngineRoutingTest, TheKillSwitchForcesFullForEveryoneAndGivesBackWhatWasT
     return PoliciesOf(routed_id).rbegin()->second == RoutePolicy{} &&
            PoliciesOf(local_id).rbegin()->second == RoutePolicy{};
   });
-  EXPECT_TRUE(engine_->Snapshot().force_full);
+  // The snapshot is taken after the step whose plan was seen.
+  WaitFor([&] { return engine_->Snapshot().force_full; });
   change.force_full = false;
   Set(change);
   ASSERT_TRUE(routed_recorder.WaitDone() && local_recorder.WaitDone());
   EXPECT_EQ(PoliciesOf(routed_id).rbegin()->second, kDefault);
   EXPECT_EQ(PoliciesOf(local_id).rbegin()->second, (RoutePolicy{Route::kLocal}));
-  EXPECT_FALSE(engine_->Snapshot().force_full);
+  WaitFor([&] { return !engine_->Snapshot().force_full; });
 }
 
 // The chain of the blocks that a request's prompt fills, from what the plans said.
